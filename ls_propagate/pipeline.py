@@ -1,0 +1,318 @@
+"""The steps of the main job, each safe to run again: connect, detect, cluster, sync, export."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ls_propagate.settings import PrecomputedSettings, Settings
+from ml_backend.detect import detect as detect_masks
+from ml_backend.segmenters.base import Segmenter
+from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
+from plugin.label_studio.images import decode, file_name
+from plugin.label_studio.labeling import Labeling, read_labeling
+from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
+from propagation.artefacts import Artefact, read_artefact, write_artefact
+from propagation.campaign import Campaign
+from propagation.errors import ImageError, Missing, SettingsError, StoreError
+from propagation.events import CampaignStarted
+from propagation.masks import MaskTable, read_table, write_table
+from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
+from sync.daemon import Daemon
+from sync.pages import VerifyProjects
+from sync.source import Source, pool, push_predictions
+from sync.store import SourceTask, Store
+
+Progress = Callable[[str, int | None], Callable[[int], None]]
+
+
+def silent(what: str, total: int | None) -> Callable[[int], None]:
+    """No progress bar."""
+    return lambda done: None
+
+
+def open_gateway(settings: Settings) -> LabelStudioGateway:
+    """The gateway to the server that the settings name."""
+    return LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts)
+
+
+@contextmanager
+def open_store(settings: Settings) -> Iterator[Store]:
+    """The store that the settings name, closed in the end."""
+    store = Store(settings.store_url)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@dataclass(frozen=True)
+class Connection:
+    """The projects of a campaign on one server: the source, and the two that were made for it."""
+
+    server: str
+    project: int
+    title: str
+    pages: int
+    crops: int
+
+
+def connect(gateway: Gateway, store: Store, wanted: str) -> Connection:
+    """Connect an existing project, by number or title, and make the projects for its pages and crops.
+
+    Run again, it finds what it made. Raises ConfigError where the project's labeling config does not fit,
+    Missing where there is no such project, StoreError where another one is connected already.
+    """
+    gateway.user()
+    project = _find_project(gateway, wanted)
+    known = store.fact("connection")
+    if known and (known["server"], known["project"]) != (gateway.url, project.id):
+        raise StoreError(
+            f"this data folder is connected to project {known['title']!r} at {known['server']}; "
+            "set another data_dir for another project"
+        )
+    read_labeling(project.label_config, (), {}, project.title)
+    made = {
+        kind: _own_project(gateway, project, kind, title, settings)
+        for kind, title, settings in (
+            ("verify_page", f"{project.title[:30]} · verify", PROJECT_SETTINGS),
+            ("crops", f"{project.title[:30]} · crops", {}),
+        )
+    }
+    gateway.set_hotkeys(SUBMIT_ON_SPACE)
+    connection = Connection(gateway.url, project.id, project.title, made["verify_page"], made["crops"])
+    store.remember(connection=asdict(connection))
+    return connection
+
+
+def _find_project(gateway: Gateway, wanted: str) -> Project:
+    if wanted.isdecimal():
+        return gateway.project(int(wanted))
+    found = [project for project in gateway.projects() if project.title == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        numbers = ", ".join(str(project.id) for project in found)
+        raise Missing(f"{len(found)} projects are called {wanted!r}; name one by its number: {numbers}")
+    titles = ", ".join(repr(project.title) for project in gateway.projects()) or "none at all"
+    raise Missing(f"{gateway.url} has no project {wanted!r}; it has {titles}")
+
+
+def _own_project(gateway: Gateway, source: Project, kind: str, title: str, settings: Any) -> int:
+    mark = f"made by label-studio-propagate: {kind} of project {source.id}"
+    for project in gateway.projects():
+        if project.description == mark:
+            return project.id
+    config = files("plugin.label_studio").joinpath(f"configs/{kind}.xml").read_text()
+    return gateway.create_project(title, config, mark, settings).id
+
+
+def connection_of(store: Store) -> Connection:
+    """What ``connect`` remembered. Raises StoreError before it was run."""
+    known = store.fact("connection")
+    if known is None:
+        raise StoreError("no project is connected; run: ls-propagate connect PROJECT")
+    return Connection(**known)
+
+
+def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:
+    """The segmenter that the settings name, and its version. Raises SettingsError when they name none."""
+    chosen = settings.segmenter
+    if chosen is None:
+        raise SettingsError(
+            'no segmenter is set; add [segmenter] with name = "precomputed" or "watershed" to the settings'
+        )
+    for name, path in chosen:
+        if isinstance(path, Path) and not path.exists():
+            raise SettingsError(f"setting segmenter.{name}: there is no {path}; correct it")
+    if isinstance(chosen, PrecomputedSettings):
+        from ml_backend.segmenters.precomputed import Precomputed
+
+        precomputed = Precomputed(chosen.predictions, chosen.images, chosen.features)
+        return precomputed, f"precomputed-{_fingerprint(chosen.predictions)}"
+    from ml_backend.segmenters.watershed import Watershed
+
+    return Watershed.train(chosen.seed), f"watershed-{_fingerprint(chosen.seed / 'ground_truth.json')}"
+
+
+def _fingerprint(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def labeling_of(gateway: Gateway, connection: Connection, settings: Settings, categories: Any) -> Labeling:
+    """The source project's labeling. Raises ConfigError where it lacks a category's label."""
+    project = gateway.project(connection.project)
+    return read_labeling(project.label_config, categories, settings.labels, project.title)
+
+
+def detect(
+    gateway: Gateway,
+    store: Store,
+    settings: Settings,
+    skip_unreadable: bool = False,
+    progress: Progress = silent,
+) -> tuple[MaskTable, list[ImageError]]:
+    """Find the masks of the pool's images and store them as a mask table.
+
+    Once a campaign has begun, its table stays. Raises what the segmenter, the images and the labeling
+    config raise; nothing is stored then.
+    """
+    connection = connection_of(store)
+    if store.events():
+        return load_table(store, settings), []
+    segmenter, version = load_segmenter(settings)
+    labeling = labeling_of(gateway, connection, settings, segmenter.categories)
+    tasks = pool(gateway, connection.project, labeling.field)
+    locations = {task.image: task.location for task in tasks}
+
+    def read(key: str) -> NDArray[np.uint8]:
+        return decode(key, gateway.read_file(locations[key]))
+
+    table, unreadable = detect_masks(
+        segmenter, list(locations), read, version, skip_unreadable, progress("detect", len(tasks))
+    )
+    artefact = write_artefact(
+        settings.artefacts, "masks", {"model": version}, [], lambda folder: write_table(table, folder)
+    )
+    store.set_source_tasks(tasks)
+    store.remember(table=artefact.folder.name)
+    return table, unreadable
+
+
+def _artefact(store: Store, settings: Settings, fact: str, kind: str) -> Artefact:
+    folder = store.fact(fact)
+    if folder is None:
+        missing = {"table": "detect", "trees": "cluster"}[fact]
+        raise StoreError(f"no {fact} yet; run: ls-propagate {missing}")
+    return read_artefact(settings.artefacts / folder, kind)
+
+
+def load_table(store: Store, settings: Settings) -> MaskTable:
+    """The mask table that ``detect`` stored. Raises StoreError before it was run."""
+    return read_table(_artefact(store, settings, "table", "masks").folder)
+
+
+def cluster(
+    gateway: Gateway, store: Store, settings: Settings, progress: Progress = silent
+) -> tuple[list[ClusterTree], int]:
+    """Cluster the masks of each category, begin the campaign, and push the predictions.
+
+    Once a campaign has begun, its trees stay. The trees, and how many predictions were pushed now.
+    """
+    connection = connection_of(store)
+    table = load_table(store, settings)
+    labeling = labeling_of(gateway, connection, settings, table.categories)
+    strategy = settings.strategy.build()
+    if not store.events():
+        parent = _artefact(store, settings, "table", "masks")
+        trees = []
+        bar = progress("cluster", len(table.categories))
+        weights = settings.tree.weights or dict.fromkeys(("score", *table.features), 1.0)
+        for place in range(len(table.categories)):
+            tree = build_tree(table, place, weights, settings.tree.linkage)
+            trees.extend([tree] if tree else [])
+            bar(1)
+        made = write_artefact(
+            settings.artefacts,
+            "trees",
+            {"linkage": settings.tree.linkage, "weights": weights},
+            [parent.fingerprint],
+            lambda folder: write_trees(trees, folder),
+        )
+        chosen = settings.strategy.model_dump()
+        identity = json.dumps([connection.server, connection.project, made.fingerprint, chosen], sort_keys=True)
+        name = hashlib.sha256(identity.encode()).hexdigest()[:12]
+        started = CampaignStarted(name, chosen, parent.fingerprint, made.fingerprint)
+        store.append([started], trees=made.folder.name)
+    trees = load_trees(store, settings)
+    tasks = store.source_tasks()
+    source = Source(connection.project, labeling, gateway.user().id)
+    version = f"propagate-{_artefact(store, settings, 'trees', 'trees').fingerprint[:12]}"
+    pushed = push_predictions(
+        gateway, source, tasks, table, trees, version, strategy.least_size, progress("predictions", len(tasks))
+    )
+    return trees, pushed
+
+
+def load_trees(store: Store, settings: Settings) -> list[ClusterTree]:
+    """The trees that ``cluster`` stored. Raises StoreError before it was run."""
+    return read_trees(_artefact(store, settings, "trees", "trees").folder)
+
+
+def open_campaign(store: Store, settings: Settings) -> Campaign:
+    """The campaign as its event log tells it. Raises StoreError before ``cluster`` was run.
+
+    Raises SettingsError when the strategy's settings are no longer those that it began with.
+    """
+    table, trees = load_table(store, settings), load_trees(store, settings)
+    campaign = Campaign(table, trees, settings.strategy.build())
+    for event in store.events():
+        if isinstance(event, CampaignStarted) and event.settings != settings.strategy.model_dump():
+            raise SettingsError(
+                f"the campaign began with the strategy {dict(event.settings)}; set it so again, "
+                "or begin another campaign in another data_dir"
+            )
+        campaign.apply(event)
+    return campaign
+
+
+def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
+    """The daemon over the campaign, ready to run."""
+    connection = connection_of(store)
+    campaign = open_campaign(store, settings)
+    labeling = labeling_of(gateway, connection, settings, campaign.table.categories)
+    return Daemon(
+        store,
+        gateway,
+        campaign,
+        Source(connection.project, labeling, gateway.user().id),
+        VerifyProjects(connection.pages, connection.crops),
+        settings.write_every,
+    )
+
+
+def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:
+    """The accepted masks as a COCO dataset, each with the cluster that it was accepted with."""
+    table, cluster_of = campaign.table, campaign.deciding_cluster()
+    rows = np.flatnonzero(campaign.accepted()).tolist()
+    sizes = {int(table.image[row]): table.size[row].tolist() for row in range(len(table))}
+    numbers = {task.image: task.task for task in tasks}
+    keys = table.images.tolist()
+    return {
+        "info": {"description": f"campaign {campaign.name}; quality is an {campaign.strategy.claim}"},
+        "images": [
+            {
+                "id": numbers[keys[place]],
+                "file_name": file_name(keys[place]),
+                "height": sizes[place][0],
+                "width": sizes[place][1],
+            }
+            for place in sorted({int(table.image[row]) for row in rows})
+        ],
+        "categories": [{"id": place, "name": name} for place, name in enumerate(table.categories, 1)],
+        "annotations": [
+            {
+                "id": number,
+                "image_id": numbers[keys[table.image[row]]],
+                "category_id": int(table.category[row]) + 1,
+                "segmentation": {"size": table.size[row].tolist(), "counts": table.counts[row].decode()},
+                "area": int(table.area[row]),
+                "bbox": table.box[row].tolist(),
+                "iscrowd": 0,
+                "score": float(table.score[row]),
+                "mask_id": str(table.ids[row]),
+                "cluster": cluster_of[row],
+            }
+            for number, row in enumerate(rows, 1)
+        ],
+    }

@@ -1,0 +1,151 @@
+"""Settings, from the environment and a TOML file; secrets from the environment alone."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from plugin.label_studio.pages import KEYS
+from propagation.errors import SettingsError
+from propagation.strategies import PaperStrategy
+
+FILE = Path("ls-propagate.toml")
+SECRETS = ("label_studio_api_key", "backend_password")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PrecomputedSettings(_Strict):
+    """Masks found earlier by any model: COCO results, the COCO file with its images, optional features."""
+
+    name: Literal["precomputed"] = "precomputed"
+    predictions: Path
+    images: Path
+    features: Path | None = None
+
+
+class WatershedSettings(_Strict):
+    """Classical segmentation with a classifier trained on a small annotated set.
+
+    seed: a folder with images/ and ground_truth.json (COCO).
+    """
+
+    name: Literal["watershed"] = "watershed"
+    seed: Path
+
+
+class TreeSettings(_Strict):
+    """How masks are clustered: joining rule, and the weight of each feature block; without weights, 1 each."""
+
+    linkage: Literal["complete", "ward"] = "complete"
+    weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+
+
+class StrategySettings(_Strict):
+    """The paper's rule; each name is explained at ``propagation.strategies.PaperStrategy``."""
+
+    name: Literal["paper"] = "paper"
+    accept_at: float = 0.85
+    reject_at: float = 0.15
+    split_below: float = 0.7
+    samples: int = 15
+    least_size: int = 15
+    clusters_a_round: int = 30
+    budget: int | None = None
+    page_size: Annotated[int, Field(ge=1, le=len(KEYS))] = len(KEYS)
+    seed: int = 0
+
+    def build(self) -> PaperStrategy:
+        """The strategy. Raises SettingsError."""
+        return PaperStrategy(**self.model_dump(exclude={"name"}))
+
+
+class Settings(BaseSettings):
+    """Every setting of the product.
+
+    From the environment: LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY, LS_PROPAGATE_BACKEND_PASSWORD, and any
+    other as LS_PROPAGATE_NAME (nested ones with two underscores). From the TOML file: all but the secrets.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="LS_PROPAGATE_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+    )
+
+    label_studio_url: str = Field(default="http://localhost:8080", validation_alias="LABEL_STUDIO_URL")
+    label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
+    data_dir: Path = Path(".ls-propagate")
+    store: str | None = None
+    image_hosts: tuple[str, ...] = ()
+    segmenter: Annotated[PrecomputedSettings | WatershedSettings, Field(discriminator="name")] | None = None
+    labels: dict[str, str] = {}
+    tree: TreeSettings = TreeSettings()
+    strategy: StrategySettings = StrategySettings()
+    write_every: Annotated[int, Field(ge=1)] = 500
+    poll_seconds: Annotated[float, Field(gt=0)] = 2.0
+    backend_host: str = "127.0.0.1"
+    backend_port: Annotated[int, Field(ge=0, le=65535)] = 9090
+    backend_password: SecretStr | None = None
+
+    @property
+    def store_url(self) -> str:
+        """The store's SQLAlchemy URL."""
+        return self.store or f"sqlite:///{self.data_dir / 'store.sqlite'}"
+
+    @property
+    def artefacts(self) -> Path:
+        """The folder of mask tables and trees."""
+        return self.data_dir / "artefacts"
+
+    @property
+    def token(self) -> str:
+        """The token for Label Studio. Raises SettingsError when there is none."""
+        if self.label_studio_api_key is None:
+            raise SettingsError(
+                "no token for Label Studio; make a personal access token on its Account & Settings page and set "
+                "the environment variable LABEL_STUDIO_API_KEY to it"
+            )
+        return self.label_studio_api_key.get_secret_value()
+
+
+def load_settings(file: Path | None = None, **given: Any) -> Settings:
+    """The settings from the environment and a TOML file (``ls-propagate.toml`` where it exists).
+
+    given: settings that win over both. Raises SettingsError naming the setting and its source.
+    """
+    if file is not None and not file.is_file():
+        raise SettingsError(f"there is no settings file {file}; correct --config, or make the file")
+    path = file or FILE
+    try:
+        content = tomllib.loads(path.read_text()) if path.is_file() else {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML ({error}); correct it") from error
+    for secret in SECRETS:
+        if secret in content:
+            raise SettingsError(f"{path} holds the secret {secret}; take it out and set it in the environment")
+
+    class FromFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,
+            file_secret_settings: PydanticBaseSettingsSource,
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, InitSettingsSource(settings_cls, content)
+
+    try:
+        return FromFile(**given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise SettingsError(
+            f"setting {name}: {first['msg']}; correct it in {path} or in the environment"
+        ) from error

@@ -1,0 +1,1 @@
+"""Segmenters, by name; each is imported only when it is asked for."""

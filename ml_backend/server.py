@@ -1,0 +1,110 @@
+"""The ML backend that Label Studio calls: its wire protocol, in Flask, served by waitress."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from flask import Flask, Response, jsonify, request
+from numpy.typing import NDArray
+
+from ml_backend.segmenters.base import Image, Segmenter
+from plugin.label_studio.images import image_key
+from plugin.label_studio.labeling import read_labeling
+from plugin.label_studio.regions import regions_of
+from propagation.errors import PropagateError
+from propagation.masks import check_detections, mask_id
+
+log = logging.getLogger(__name__)
+
+Json = dict[str, Any]
+
+
+def create_app(
+    segmenter: Segmenter,
+    model_version: str,
+    read: Callable[[str], NDArray[np.uint8]],
+    names: Mapping[str, str],
+    password: str | None = None,
+) -> Flask:
+    """The backend's WSGI application.
+
+    read: the (height, width, 3) pixels of a task's image value; names: category to label where they
+    differ. password: what Label Studio must send by basic authentication, as any user; None lets
+    everyone in.
+    """
+    app = Flask(__name__)
+
+    @app.before_request
+    def authenticate() -> Response | None:
+        given = (request.authorization.password if request.authorization else None) or ""
+        # Label Studio sends no credentials with events, and nothing is done upon one
+        if password is None or request.path in ("/health", "/webhook"):
+            return None
+        if hmac.compare_digest(given.encode(), password.encode()):
+            return None
+        return Response(
+            "give the backend's password in Label Studio's settings of this model\n",
+            401,
+            {"WWW-Authenticate": 'Basic realm="ls-propagate"'},
+        )
+
+    @app.errorhandler(PropagateError)
+    def refuse(error: PropagateError) -> tuple[Response, int]:
+        log.warning("%s", error)
+        return jsonify(error=str(error)), 400
+
+    @app.get("/")
+    @app.get("/health")
+    def health() -> Response:
+        return jsonify(status="UP", model_class=type(segmenter).__name__)
+
+    @app.post("/setup")
+    def setup() -> Response:
+        return jsonify(model_version=model_version)
+
+    @app.get("/versions")
+    def versions() -> Response:
+        return jsonify(versions=[model_version])
+
+    @app.post("/predict")
+    def predict() -> Response | tuple[Response, int]:
+        body = request.get_json(silent=True)
+        if not isinstance(body, dict) or not isinstance(body.get("tasks"), list) or "label_config" not in body:
+            return jsonify(error="send JSON with tasks (a list) and label_config"), 400
+        labeling = read_labeling(body["label_config"], segmenter.categories, names, str(body.get("project")))
+        tasks = body["tasks"]
+        locations = [(task.get("data") or {}).get(labeling.field) for task in tasks]
+        readable = [location for location in locations if isinstance(location, str) and location]
+        images = [Image(image_key(location), read(location)) for location in readable]
+        found = iter(zip(images, segmenter.segment(images) if images else [], strict=True))
+        results = []
+        for location in locations:
+            regions: list[Json] = []
+            scores: list[float] = []
+            if isinstance(location, str) and location:
+                image, detections = next(found)
+                check_detections(image.key, detections, segmenter.categories)
+                scores = detections.scores.tolist()
+                for rle, score, number in zip(detections.rles, scores, detections.categories, strict=True):
+                    category = segmenter.categories[number]
+                    name = mask_id(image.key, category, rle)
+                    regions.extend(regions_of(name, rle, category, score, {}, labeling))
+            results.append(
+                {
+                    "model_version": model_version,
+                    "score": round(float(np.mean(scores)), 4) if scores else 0.0,
+                    "result": regions,
+                }
+            )
+        return jsonify(results=results)
+
+    @app.post("/webhook")
+    def webhook() -> Response:
+        # training from Label Studio's events is not this backend's: events are only acknowledged
+        return jsonify(status="ignored")
+
+    return app

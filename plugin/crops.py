@@ -1,0 +1,116 @@
+"""Crops: a mask in its surroundings as a small JPEG, its outline drawn so that a person can judge it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from propagation.errors import ImageError, MaskError
+from propagation.masks import Rle
+
+SIDE = 192  # output pixels: sharp at the verify page's tiles of about 160 CSS pixels
+MARGIN = 0.6  # of the object's longer side: enough around it to tell what it is
+LEAST_MARGIN = 10  # image pixels
+QUALITY = 85
+BEYOND_IMAGE = 128  # grey
+DARK = 140  # where the brightest hundredth of a crop is below this, the crop is lightened
+MOST_GAIN = 4.0  # more would show mostly noise
+LINE = np.array([255, 232, 31], np.float32)  # yellow: red is the verify page's mark of a wrong mask
+HALO = np.array([16, 16, 16], np.float32)
+LINE_WIDTH, HALO_WIDTH = 1.8, 4.2  # output pixels
+
+
+def render_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> bytes:
+    """A square JPEG of ``side`` pixels around a mask, with the mask's outline.
+
+    pixels: (H, W, 3) uint8 RGB. rle: a mask of that image.
+    The outline is drawn at the output's resolution, smooth where a small object is enlarged; a dark crop is
+    lightened. Raises MaskError for an empty mask or a mask of another image size, ImageError for other pixels.
+    """
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ImageError(
+            f"a crop needs RGB pixels (H, W, 3) uint8, got {pixels.shape} {pixels.dtype}: convert the image to RGB"
+        )
+    if tuple(rle["size"]) != pixels.shape[:2]:
+        raise MaskError(
+            f"the mask is of an image of {tuple(rle['size'])} pixels (height, width), but this image has "
+            f"{pixels.shape[:2]}: detect again on the image as it is now"
+        )
+    box = np.asarray(coco.toBbox(dict(rle)), dtype=np.float64)
+    if not box[2:].all():
+        raise MaskError("the mask is empty, so there is nothing to crop: leave it out of the page")
+    left, top, length = _window(box, *pixels.shape[:2])
+    view = (slice(max(top, 0), top + length), slice(max(left, 0), left + length))
+    mask = coco.decode(dict(rle))[view] * np.uint8(255)
+    canvas = _square(_lightened(pixels[view]), left, top, length, side, BEYOND_IMAGE)
+    cover = _square(mask, left, top, length, side, 0)
+    # A thin mask covers only part of each pixel that it shrinks into, and must not vanish.
+    _draw_outline(canvas, cover > (127 if length <= side else 15))
+    done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise ImageError(f"a crop of {side} pixels could not be written as JPEG: choose another side")
+    return jpeg.tobytes()
+
+
+def _window(box: NDArray[np.float64], height: int, width: int) -> tuple[int, int, int]:
+    """Left, top and side of the square to show, in image pixels, moved into the image as far as it fits."""
+    x, y, w, h = box
+    longer = int(max(w, h))
+    # Beyond the image is nothing to see: a mask as large as its image fills the crop.
+    length = min(round(longer + 2 * max(MARGIN * longer, LEAST_MARGIN)), max(height, width))
+    return _start(x + w / 2, length, width), _start(y + h / 2, length, height), length
+
+
+def _start(centre: float, length: int, extent: int) -> int:
+    """Where a window around ``centre`` starts on an axis of ``extent`` pixels; negative where it is longer."""
+    if length >= extent:
+        return (extent - length) // 2
+    return min(max(round(centre - length / 2), 0), extent - length)
+
+
+def _lightened(part: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A dark piece of an image with all channels raised alike, so that dim objects can be judged."""
+    gain = min(DARK / max(float(np.percentile(part, 99)), 1.0), MOST_GAIN)
+    return _uint8(cv2.convertScaleAbs(part, alpha=gain)) if gain > 1 else part
+
+
+def _square(
+    part: NDArray[np.uint8], left: int, top: int, length: int, side: int, beyond: int
+) -> NDArray[np.uint8]:
+    """The window's part of an image or a mask as (side, side[, 3]), ``beyond`` where the image ends."""
+    above, before = max(-top, 0), max(-left, 0)
+    below, after = length - above - part.shape[0], length - before - part.shape[1]
+    padded = cv2.copyMakeBorder(
+        part, above, below, before, after, cv2.BORDER_CONSTANT, value=(beyond, beyond, beyond)
+    )
+    how = cv2.INTER_AREA if length > side else cv2.INTER_CUBIC
+    return _uint8(cv2.resize(padded, (side, side), interpolation=how))
+
+
+def _draw_outline(canvas: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
+    """A bright line with a dark halo along the mask's edge, on the canvas (side, side, 3) itself."""
+    distance = np.abs(_signed_distance(mask))
+    near = distance < HALO_WIDTH / 2 + 0.5
+    away = distance[near][:, None]
+    blend = canvas[near].astype(np.float32)
+    for colour, width in ((HALO, HALO_WIDTH), (LINE, LINE_WIDTH)):
+        blend += np.clip(width / 2 + 0.5 - away, 0, 1) * (colour - blend)
+    canvas[near] = blend.astype(np.uint8)
+
+
+def _signed_distance(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Pixels to the mask's edge, positive inside, smoothed so that pixel steps do not show."""
+    # The ring of zeros gives a mask an edge where it leaves the crop.
+    ringed = np.pad(mask.astype(np.uint8), 1)
+    within = cv2.distanceTransform(ringed, cv2.DIST_L2, cv2.DIST_MASK_5)
+    without = cv2.distanceTransform(1 - ringed, cv2.DIST_L2, cv2.DIST_MASK_5)
+    signed = np.where(ringed > 0, within - 0.5, 0.5 - without).astype(np.float32)
+    return np.asarray(cv2.GaussianBlur(signed, (0, 0), 1.2)[1:-1, 1:-1], dtype=np.float32)
+
+
+def _uint8(array: Any) -> NDArray[np.uint8]:
+    return np.asarray(array, dtype=np.uint8)

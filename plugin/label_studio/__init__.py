@@ -1,0 +1,1 @@
+"""Label Studio's side of the plugin."""

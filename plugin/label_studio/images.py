@@ -1,0 +1,68 @@
+"""Images by the values that tasks have for them: their keys, and their pixels."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from propagation.errors import ImageError
+
+LOCAL_FILES = "/data/local-files/"
+
+
+def image_key(location: str) -> str:
+    """The key by which an image is known: its task's value without the query string.
+
+    A signed address changes its query with every signature. Label Studio's local files are the exception:
+    there the query names the file.
+    """
+    parts = urlsplit(location)
+    if parts.path.endswith(LOCAL_FILES):
+        named = parse_qs(parts.query).get("d", [""])[0]
+        return f"{parts._replace(query='', fragment='').geturl()}?d={named}"
+    return parts._replace(query="", fragment="").geturl()
+
+
+def file_name(key: str) -> str:
+    """The last path segment of an image key, as a person would read it."""
+    parts = urlsplit(key)
+    path = parse_qs(parts.query)["d"][0] if parts.query.startswith("d=") else parts.path
+    return unquote(path).rsplit("/", 1)[-1]
+
+
+def decode(location: str, content: bytes) -> NDArray[np.uint8]:
+    """The (height, width, 3) RGB pixels of an image file, turned as its EXIF orientation says.
+
+    Raises ImageError when the file is empty, no image, broken, or too large to be one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture: Any = Image.open(io.BytesIO(content))
+            picture = ImageOps.exif_transpose(picture)
+            pixels = np.asarray(_eight_bit(picture).convert("RGB"))
+    except (
+        UnidentifiedImageError, OSError, ValueError, SyntaxError,
+        Image.DecompressionBombError, Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
+        reason = "the file is empty" if not content else str(error)
+        raise ImageError(
+            f"image {location!r} cannot be read ({reason}); replace the file, or delete the task"
+        ) from error
+    if 0 in pixels.shape:
+        raise ImageError(f"image {location!r} has no pixels; replace the file, or delete the task")
+    return pixels
+
+
+def _eight_bit(picture: Any) -> Any:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        low, high = float(values.min()), float(values.max())
+        return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
+    return picture

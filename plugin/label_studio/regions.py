@@ -1,0 +1,142 @@
+"""Masks to the regions of an annotation, and back.
+
+A region's polygon has its corners in percent of the image; it runs along pixel edges, as COCO polygons do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+from label_studio_sdk.converter.brush import decode_rle, encode_rle
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+from scipy import ndimage
+from skimage.measure import find_contours
+
+from plugin.label_studio.labeling import Labeling
+from propagation.errors import MaskError
+from propagation.masks import Rle
+
+FAITHFUL_IOU = 0.985
+TOLERANCES = (0.8, 0.5, 0.0)
+META = "propagate"
+
+Ring = NDArray[np.float64]
+
+
+def regions_of(
+    mask_id: str, rle: Rle, category: str, score: float, provenance: Mapping[str, Any], labeling: Labeling
+) -> list[dict[str, Any]]:
+    """The regions of one mask, each with its mask id and provenance in ``meta``.
+
+    Polygons where they hold the mask to an IoU of 0.98 or the project has no brush for the label; else a
+    brush. A mask of several parts takes several polygons.
+    """
+    height, width = (int(side) for side in rle["size"])
+    label = labeling.label(category)
+    rings, iou = outlines(rle, keyholes=label not in labeling.brushes)
+    if label in labeling.polygons and (label not in labeling.brushes or iou >= FAITHFUL_IOU):
+        kind, control = "polygonlabels", labeling.polygons[label]
+        values = [
+            {"points": np.round(ring * (100 / width, 100 / height), 5).tolist(), "closed": True} for ring in rings
+        ]
+    else:
+        kind, control = "brushlabels", labeling.brushes[label]
+        alpha = np.repeat(np.asarray(coco.decode(rle)).ravel() * np.uint8(255), 4)
+        values = [{"format": "rle", "rle": encode_rle(alpha)}]
+    return [
+        {
+            "id": f"{mask_id[:12]}-{part}",
+            "from_name": control,
+            "to_name": labeling.image,
+            "type": kind,
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "score": round(float(score), 4),
+            "meta": {META: {"mask": mask_id, **provenance}},
+            "value": {**value, kind: [label]},
+        }
+        for part, value in enumerate(values)
+    ]
+
+
+def rle_of(regions: Sequence[Mapping[str, Any]]) -> Rle:
+    """The mask that some regions of one image cover together. Raises MaskError for other kinds of region."""
+    parts = []
+    for region in regions:
+        height, width = region["original_height"], region["original_width"]
+        value = region["value"]
+        if region["type"] == "polygonlabels":
+            ring = np.array(value["points"]) * (width / 100, height / 100)
+            parts.extend(coco.frPyObjects([ring.ravel().tolist()], height, width))
+        elif region["type"] == "brushlabels":
+            alpha = np.asarray(decode_rle(value["rle"])).reshape(height, width, 4)[:, :, 3]
+            parts.append(coco.encode(np.asfortranarray(alpha > 0, dtype=np.uint8)))
+        else:
+            raise MaskError(f"region {region.get('id')}: {region['type']} is neither polygon nor brush")
+    merged: Rle = coco.merge(parts)
+    return merged
+
+
+def mask_of(region: Mapping[str, Any]) -> str | None:
+    """The mask id in a region's provenance, or None for a region that the product did not write."""
+    provenance = (region.get("meta") or {}).get(META)
+    return provenance.get("mask") if isinstance(provenance, Mapping) else None
+
+
+def digest(result: Sequence[Mapping[str, Any]]) -> str:
+    """A fingerprint of what a person could change in a result: kinds, labels, outlines, order."""
+    kept = [[region.get("id"), region["type"], region["value"]] for region in result]
+    return hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+
+def outlines(rle: Rle, keyholes: bool) -> tuple[list[Ring], float]:
+    """One ring (k, 2) of x, y in pixels for each connected part of a mask, and their IoU with the mask.
+
+    They are simplified as far as that holds. keyholes: whether holes are kept, by a slit of no width to
+    each; else they are filled.
+    """
+    x, y, width, height = coco.toBbox(rle).astype(int)
+    crop = np.asarray(coco.decode(rle))[y : y + height, x : x + width]
+    parts, count = ndimage.label(crop)
+    exact = [_ring(np.pad(parts == part, 1), keyholes) for part in range(1, count + 1)]
+    local: Rle = coco.encode(np.asfortranarray(crop))
+    for tolerance in TOLERANCES:
+        rings = [_simplified(ring, tolerance) for ring in exact]
+        iou = _iou(rings, local) if all(len(ring) > 2 for ring in rings) else 0.0
+        if iou >= FAITHFUL_IOU:
+            break
+    return [ring + (x, y) for ring in rings], iou
+
+
+def _ring(part: NDArray[np.bool_], keyholes: bool) -> Ring:
+    # between two neighbouring contour points lies one pixel corner: their mean, rounded down to it
+    edges = [np.floor((c[:-1] + c[1:]) / 2)[:, ::-1] for c in find_contours(part, 0.5)]
+    edges.sort(key=lambda edge: -float(np.ptp(edge, axis=0).prod()))
+    ring, *holes = edges
+    if keyholes:
+        for hole in holes:
+            gaps = np.abs(ring[:, None] - hole[None]).sum(axis=2)
+            here, there = np.unravel_index(int(gaps.argmin()), gaps.shape)
+            around = np.concatenate([hole[there:], hole[: there + 1]])
+            ring = np.concatenate([ring[: here + 1], around, ring[here:]])
+    return ring
+
+
+def _simplified(ring: Ring, tolerance: float) -> Ring:
+    if not tolerance:
+        return ring
+    kept = cv2.approxPolyDP(ring.astype(np.float32)[:, None], tolerance, closed=True)
+    return np.asarray(kept, dtype=np.float64)[:, 0]
+
+
+def _iou(rings: Sequence[Ring], rle: Rle) -> float:
+    height, width = rle["size"]
+    drawn = coco.frPyObjects([ring.ravel().tolist() for ring in rings], height, width)
+    return float(coco.iou([coco.merge(drawn)], [rle], [0])[0, 0])

@@ -1,0 +1,1 @@
+"""The method: mask tables, features, cluster trees, strategies and campaigns, over arrays alone."""

@@ -1,0 +1,143 @@
+"""The event log's entries: everything that ever happened in a campaign, as plain records.
+
+The log is the truth; a campaign's state is a fold over it. An entry is never rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Verdict = Literal["yes", "no", "unsure"]
+Decision = Literal["accept", "reject", "split"]
+
+
+@dataclass(frozen=True)
+class CampaignStarted:
+    """A campaign over one mask table and its trees begins.
+
+    settings: the strategy's name and parameters; table, trees: fingerprints of the artefacts.
+    """
+
+    campaign: str
+    settings: Mapping[str, Any]
+    table: str
+    trees: str
+
+
+@dataclass(frozen=True)
+class PageIssued:
+    """A page of questions is to be asked.
+
+    questions: mask ids of one category; clusters: those whose questions stand on the page; attempt: 1, or
+    more where an earlier page with the same questions went unanswered.
+    """
+
+    page: str
+    attempt: int
+    category: str
+    questions: tuple[str, ...]
+    clusters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PagePosted:
+    """A page became a task of the verify project."""
+
+    page: str
+    task: int
+
+
+@dataclass(frozen=True)
+class PageAnswered:
+    """An annotator answered a page, or changed the answer.
+
+    verdicts: one a question, in the page's order; version: the annotation's ``updated_at``;
+    seconds: the time the annotator took, where Label Studio knows it.
+    """
+
+    page: str
+    annotation: int
+    version: str
+    by: int
+    seconds: float | None
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class PageReturned:
+    """A page came back without an answer: skipped, or its answer was deleted."""
+
+    page: str
+    annotation: int
+    version: str
+
+
+@dataclass(frozen=True)
+class ImageTaken:
+    """A person annotated an image: it gets nothing new from the campaign."""
+
+    image: str
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A cluster is accepted, rejected or split.
+
+    asked, right: the verdicts known inside the cluster when it was decided; 0 asked where the strategy
+    split it without asking.
+    """
+
+    cluster: str
+    decision: Decision
+    asked: int
+    right: int
+
+
+@dataclass(frozen=True)
+class WriteIntended:
+    """The annotation of one source task is about to be written.
+
+    digest: of its result, by which the campaign's own annotation is told from a person's.
+    """
+
+    task: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class MasksWritten:
+    """The annotation of one source task now holds these masks."""
+
+    image: str
+    task: int
+    annotation: int
+    masks: tuple[str, ...]
+
+
+Event = (
+    CampaignStarted
+    | PageIssued
+    | PagePosted
+    | PageAnswered
+    | PageReturned
+    | ImageTaken
+    | Decided
+    | WriteIntended
+    | MasksWritten
+)
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in Event.__args__}
+
+
+def to_record(event: Event) -> tuple[str, dict[str, Any]]:
+    """The kind of an event, and its fields as JSON can hold them."""
+    return type(event).__name__, asdict(event)
+
+
+def from_record(kind: str, fields: Mapping[str, Any]) -> Event:
+    """The event of a record; lists become tuples again."""
+    event: Event = _KINDS[kind](
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    )
+    return event

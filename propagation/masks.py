@@ -1,0 +1,264 @@
+"""Masks as columns: the detections of an image, and the table of all masks of a pool.
+
+A mask is kept as COCO run-length encoding (column-major runs, compressed counts), never decoded in bulk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from propagation.errors import MaskError
+
+COMPETE_IOU = 0.8
+
+
+class Rle(TypedDict):
+    """COCO run-length encoding: size is [height, width], counts the compressed bytes."""
+
+    size: Sequence[int]
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The masks that a segmenter found in one image, best told as columns.
+
+    rles: n run-length encodings, all of the image's size.
+    scores: (n,) in [0, 1], the model's own estimate that the mask is right.
+    categories: (n,) indices into the segmenter's categories.
+    features: (n, d) or None, one row a mask ("deep" features).
+    """
+
+    rles: Sequence[Rle]
+    scores: NDArray[np.float32]
+    categories: NDArray[np.int64]
+    features: NDArray[np.floating[Any]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """The masks of a pool, a row each.
+
+    ids: (n,) 20 hex digits, the same whenever the same mask of the same image is found again.
+    images: (m,) image keys; image: (n,) int32 rows of ``images``.
+    categories: category names; category: (n,) int32 rows of ``categories``.
+    score: (n,) float32; box: (n, 4) float32 x, y, width, height in pixels; area: (n,) int32 in pixels;
+    size: (n, 2) int32, height and width of the image.
+    counts: (n,) objects, the compressed runs.
+    best: (n,) bool, False where a better mask of the same image covers the same object.
+    features: blocks by name, each (n, d).
+    model_version: the version of the model that found the masks.
+    """
+
+    ids: NDArray[np.str_]
+    images: NDArray[np.str_]
+    image: NDArray[np.int32]
+    categories: tuple[str, ...]
+    category: NDArray[np.int32]
+    score: NDArray[np.float32]
+    box: NDArray[np.float32]
+    area: NDArray[np.int32]
+    size: NDArray[np.int32]
+    counts: NDArray[np.object_]
+    best: NDArray[np.bool_]
+    model_version: str
+    features: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rle(self, row: int) -> Rle:
+        """The run-length encoding of one mask."""
+        return {"size": self.size[row].tolist(), "counts": self.counts[row]}
+
+    def rles(self, rows: Iterable[int]) -> list[Rle]:
+        """The run-length encodings of some masks."""
+        return [self.rle(row) for row in rows]
+
+    def rows_by_image(self) -> list[NDArray[np.int64]]:
+        """For each image, the rows of its masks, ascending."""
+        order = np.argsort(self.image, kind="stable")
+        ends = np.cumsum(np.bincount(self.image, minlength=len(self.images)))
+        return np.split(order, ends[:-1]) if len(ends) else []
+
+    def with_features(self, **blocks: NDArray[np.floating[Any]]) -> MaskTable:
+        """The same table with further feature blocks."""
+        return replace(self, features={**self.features, **blocks})
+
+
+def mask_id(key: str, category: str, rle: Rle) -> str:
+    """20 hex digits made of the image key, the category and the mask, and of nothing else."""
+    height, width = rle["size"]
+    head = f"{key}\0{category}\0{height}x{width}\0".encode()
+    return hashlib.blake2b(head + rle["counts"], digest_size=10).hexdigest()
+
+
+def check_detections(key: str, found: Detections, categories: Sequence[str]) -> None:
+    """Refuse detections that could not be clustered, asked or written; the message names image and mask.
+
+    Raises MaskError.
+    """
+    if len(found.scores) != len(found) or len(found.categories) != len(found):
+        raise MaskError(
+            f"image {key}: {len(found)} masks, but {len(found.scores)} scores and "
+            f"{len(found.categories)} categories; a segmenter answers one of each a mask"
+        )
+    if found.features is not None and len(found.features) != len(found):
+        raise MaskError(
+            f"image {key}: {len(found)} masks, but {len(found.features)} rows of features; give one row a mask"
+        )
+    broken = {
+        "its score is not a number": ~np.isfinite(found.scores),
+        "its category is not one of the segmenter's": (found.categories < 0)
+        | (found.categories >= len(categories)),
+        "the mask is empty": np.array([coco.area(rle) == 0 for rle in found.rles], dtype=bool),
+    }
+    if found.features is not None:
+        broken["its features are not all numbers"] = ~np.isfinite(found.features).all(axis=1)
+    for what, where in broken.items():
+        if where.any():
+            raise MaskError(
+                f"image {key}, mask {int(np.flatnonzero(where)[0])} of {len(found)}: {what}; "
+                "mend or drop it where the masks come from, then detect again"
+            )
+
+
+def build_table(
+    keys: Sequence[str],
+    found: Sequence[Detections],
+    categories: Sequence[str],
+    model_version: str,
+) -> MaskTable:
+    """The table of the masks found in some images.
+
+    keys: an image key for each of ``found``. A mask found twice in an image is kept once, with its better
+    score. Raises MaskError where detections cannot be used.
+    """
+    for key, detections in zip(keys, found, strict=True):
+        check_detections(key, detections, categories)
+    widths = {None if d.features is None else d.features.shape[1] for d in found if len(d)}
+    if len(widths) > 1:
+        raise MaskError(f"features of different widths {sorted(map(str, widths))}; a segmenter gives one width")
+    rles = [rle for detections in found for rle in detections.rles]
+    image = np.repeat(np.arange(len(found), dtype=np.int32), [len(d) for d in found])
+    category = _joined([d.categories for d in found], np.int32)
+    score = _joined([d.scores for d in found], np.float32)
+    ids = np.array(
+        [mask_id(keys[i], categories[c], rle) for i, c, rle in zip(image, category, rles, strict=True)],
+        dtype="U20",
+    )
+    by_score = np.lexsort((np.arange(len(ids)), -score))
+    rows = np.sort(by_score[np.unique(ids[by_score], return_index=True)[1]])
+    counts = np.empty(len(rles), dtype=object)
+    counts[:] = [rle["counts"] for rle in rles]
+    features: dict[str, NDArray[np.floating[Any]]] = {}
+    if widths - {None}:
+        deep = np.concatenate([d.features for d in found if d.features is not None and len(d)])
+        features["deep"] = deep[rows].astype(np.float16)
+    table = MaskTable(
+        ids=ids[rows],
+        images=np.array(keys, dtype=np.str_),
+        image=image[rows],
+        categories=tuple(categories),
+        category=category[rows],
+        score=score[rows],
+        box=(coco.toBbox(rles) if rles else np.empty((0, 4)))[rows].astype(np.float32),
+        area=(coco.area(rles) if rles else np.empty(0))[rows].astype(np.int32),
+        size=np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2)[rows],
+        counts=counts[rows],
+        best=np.ones(len(rows), dtype=bool),
+        model_version=model_version,
+        features=features,
+    )
+    return replace(table, best=compete(table))
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate([np.empty(0, dtype=dtype), *(np.asarray(part, dtype=dtype) for part in parts)])
+
+
+def compete(table: MaskTable, iou: float = COMPETE_IOU) -> NDArray[np.bool_]:
+    """(n,) bool: False for a mask that overlaps a better-scored one of its image by more than ``iou``.
+
+    Across categories too: one object gets one mask. Equal scores are settled by mask id.
+    """
+    best = np.ones(len(table), dtype=bool)
+    for rows in table.rows_by_image():
+        if len(rows) < 2:
+            continue
+        order = rows[np.lexsort((table.ids[rows], -table.score[rows]))]
+        rles = table.rles(order)
+        overlap = coco.iou(rles, rles, [0] * len(rles)) > iou
+        for place in range(1, len(order)):
+            best[order[place]] = not (overlap[place, :place] & best[order[:place]]).any()
+    return best
+
+
+def write_table(table: MaskTable, folder: Path) -> None:
+    """Write ``masks.parquet``, and each feature block as an ``.npy`` that can be memory-mapped."""
+    columns = {
+        "mask_id": pa.array(table.ids),
+        "image": pa.DictionaryArray.from_arrays(pa.array(table.image), pa.array(table.images)),
+        "category": pa.DictionaryArray.from_arrays(pa.array(table.category), pa.array(table.categories)),
+        "score": pa.array(table.score),
+        "box": pa.FixedSizeListArray.from_arrays(pa.array(table.box.ravel()), 4),
+        "area": pa.array(table.area),
+        "size": pa.FixedSizeListArray.from_arrays(pa.array(table.size.ravel()), 2),
+        "counts": pa.array(table.counts, type=pa.binary()),
+        "best": pa.array(table.best),
+        "model_version": pa.array([table.model_version] * len(table)).dictionary_encode(),
+    }
+    names = json.dumps({"categories": table.categories, "model_version": table.model_version})
+    images = pa.table({"image": pa.array(table.images)}).replace_schema_metadata({"names": names})
+    pq.write_table(pa.table(columns), folder / "masks.parquet", compression="zstd")
+    pq.write_table(images, folder / "images.parquet", compression="zstd")
+    for name, block in table.features.items():
+        np.save(folder / f"features-{name}.npy", block)
+
+
+def read_table(folder: Path) -> MaskTable:
+    """Read what ``write_table`` wrote; features are memory-mapped."""
+    columns = pq.read_table(folder / "masks.parquet").combine_chunks()
+    images = pq.read_table(folder / "images.parquet")
+    names = json.loads(images.schema.metadata[b"names"])
+
+    def flat(name: str) -> NDArray[Any]:
+        column = columns[name].combine_chunks()
+        values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
+        return np.asarray(values.to_numpy(zero_copy_only=False))
+
+    def codes(name: str) -> NDArray[Any]:
+        return np.asarray(columns[name].combine_chunks().indices.to_numpy(), dtype=np.int32)
+
+    return MaskTable(
+        ids=flat("mask_id").astype("U20"),
+        images=np.array(images["image"].to_pylist(), dtype=np.str_),
+        image=codes("image"),
+        categories=tuple(names["categories"]),
+        category=codes("category"),
+        score=flat("score"),
+        box=flat("box").reshape(-1, 4),
+        area=flat("area"),
+        size=flat("size").reshape(-1, 2),
+        counts=flat("counts"),
+        best=flat("best").astype(bool),
+        model_version=names["model_version"],
+        features={
+            path.stem.removeprefix("features-"): np.load(path, mmap_mode="r")
+            for path in sorted(folder.glob("features-*.npy"))
+        },
+    )

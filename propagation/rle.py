@@ -1,0 +1,128 @@
+"""Run lengths of COCO's compressed encoding, checked before anything decodes them.
+
+pycocotools trusts its input: broken counts make it read or write past the mask. So they are checked here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from propagation.errors import MaskError
+from propagation.masks import Rle
+
+FIRST_CHARACTER = 48
+PAYLOAD_BITS = 5
+CONTINUES = 0x20
+SIGN = 0x10
+LARGEST_RUN = 2**32 - 1  # pycocotools keeps a run in 32 bits
+FURTHEST = 4  # sides of the image that a polygon may reach
+LONGEST_RUN = 7  # characters: 35 bits hold every run that pycocotools can write (32 bits and a sign)
+
+
+def run_lengths(counts: bytes) -> NDArray[np.int64]:
+    """The runs, in pixels, of a compressed COCO string; the first is background, then they alternate.
+
+    Raises MaskError where the string is not of that encoding, or a run is negative.
+    Source: ``rleFrString`` in pycocotools' maskApi.c.
+    """
+    characters = np.frombuffer(counts, np.uint8).astype(np.int64) - FIRST_CHARACTER
+    if not len(characters):
+        return np.zeros(0, np.int64)
+    if characters.min() < 0 or characters.max() > 63:
+        raise MaskError("the counts hold a character outside '0' to 'o'; write them with pycocotools")
+    last = (characters & CONTINUES) == 0
+    if not last[-1]:
+        raise MaskError("the counts stop in the middle of a run; was the string cut off?")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > LONGEST_RUN:
+        raise MaskError(f"the counts hold a run of over {LONGEST_RUN} characters; write them with pycocotools")
+    place = np.arange(len(characters)) - np.repeat(starts, lengths)
+    runs = np.add.reduceat((characters & (CONTINUES - 1)) << (PAYLOAD_BITS * place), starts)
+    negative = (characters[ends] & SIGN) != 0
+    runs -= negative.astype(np.int64) << (PAYLOAD_BITS * lengths)
+    # From the fourth on, a run is stored as its difference to the one two before.
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    if runs.min() < 0 or runs.max() > LARGEST_RUN:
+        raise MaskError("the counts hold a run that is negative or over 32 bits; write them with pycocotools")
+    return runs
+
+
+def check_rle(rle: Rle) -> None:
+    """Check that the runs of a mask fill its size exactly.
+
+    Raises MaskError unless ``size`` is two positive integers and ``counts`` decode to height x width pixels.
+    """
+    size = list(rle["size"])
+    if len(size) != 2 or not all(isinstance(side, int | np.integer) and side > 0 for side in size):
+        raise MaskError(f"the size {size} is not [height, width] in pixels")
+    pixels = int(size[0]) * int(size[1])
+    covered = int(run_lengths(rle["counts"]).sum())
+    if covered != pixels:
+        raise MaskError(
+            f"the runs cover {covered} pixels, a mask of {size[0]} x {size[1]} has {pixels}; "
+            "was it encoded at another size, or with rows and columns swapped?"
+        )
+
+
+def decode(rle: Rle) -> NDArray[np.bool_]:
+    """The (height, width) mask of a checked encoding, True inside.
+
+    As ``pycocotools.mask.decode``, which warns under NumPy 2.
+    """
+    height, width = rle["size"]
+    runs = run_lengths(rle["counts"])
+    inside = np.arange(len(runs)) % 2 == 1
+    return np.repeat(inside, runs).reshape((height, width), order="F")
+
+
+def read_segmentation(segmentation: Any, height: int | None, width: int | None) -> Rle:
+    """The mask of a COCO entry, whichever of COCO's ways it is written in, checked.
+
+    segmentation: {"size", "counts"} with compressed (str or bytes) or plain (list) counts, or a list of
+    polygons [x, y, x, y, ...] in pixels. height, width: of the image, in pixels; only polygons need them.
+    Raises MaskError where it is none of them, or its runs do not fill its size.
+    """
+    match segmentation:
+        case {"size": [int() as high, int() as wide], "counts": str() | bytes() | list() as counts}:
+            rle: Rle = {"size": [high, wide], "counts": _compressed(counts, high, wide)}
+        case [[*_], *_]:
+            if height is None or width is None:
+                raise MaskError("polygons need the height and width of their image")
+            rle = coco.merge(coco.frPyObjects(_checked_polygons(segmentation, height, width), height, width))
+        case _:
+            raise MaskError(
+                'the segmentation is neither {"size": [height, width], "counts": ...} nor a list of polygons'
+            )
+    check_rle(rle)
+    return rle
+
+
+def _compressed(counts: str | bytes | list[Any], height: int, width: int) -> bytes:
+    if isinstance(counts, bytes):
+        return counts
+    if isinstance(counts, str):
+        return counts.encode("utf-8")
+    if not all(isinstance(run, int) and 0 <= run <= LARGEST_RUN for run in counts):
+        raise MaskError("the counts hold something that is not a run of pixels, 0 or more")
+    # An empty list crashes pycocotools' own reader; its string is as empty.
+    rle = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width) if counts else {}
+    return bytes(rle.get("counts", b""))
+
+
+def _checked_polygons(polygons: list[Any], height: int, width: int) -> list[list[float]]:
+    # pycocotools walks each edge pixel by pixel, so a point far away costs memory without end.
+    furthest = FURTHEST * max(height, width)
+    for polygon in polygons:
+        numbers = isinstance(polygon, list) and all(isinstance(at, int | float) for at in polygon)
+        if not numbers or len(polygon) < 6 or len(polygon) % 2 or not np.isfinite(polygon).all():
+            raise MaskError("a polygon is not a list of three or more finite points [x, y, x, y, ...]")
+        if max(map(abs, polygon)) > furthest:
+            raise MaskError(f"a polygon reaches over {furthest} pixels out; is it in pixels of this image?")
+    return polygons

@@ -1,0 +1,1 @@
+"""The daemon: the store, pages out, verdicts in, decisions, and the write-back."""

@@ -1,0 +1,132 @@
+"""The daemon: looks at Label Studio, decides, asks, writes back, and begins again."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from plugin.label_studio.gateway import Gateway, Json
+from propagation.campaign import Campaign
+from propagation.errors import AnswerError
+from propagation.events import Event, ImageTaken
+from sync.pages import VerifyProjects, post_pages
+from sync.source import ANNOTATION_FIELDS, Source, people
+from sync.store import SourceTask, Store
+from sync.verdicts import FIELDS, overlapping, read_verdicts
+from sync.writeback import write_back
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Step:
+    """What one pass of the daemon did."""
+
+    answers: int = 0
+    decisions: int = 0
+    pages: int = 0
+    images_written: int = 0
+    finished: bool = False
+    problems: list[AnswerError] = field(default_factory=list)
+
+
+class Daemon:
+    """Runs one campaign, whose state is that of the store's event log.
+
+    Everything it learns or decides is in the store before anything depends on it; what it sends to the
+    server it can look up there first. So it may be stopped anywhere, and started again.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        gateway: Gateway,
+        campaign: Campaign,
+        source: Source,
+        verify: VerifyProjects,
+        write_every: int = 500,
+    ) -> None:
+        self.store = store
+        self.gateway = gateway
+        self.campaign = campaign
+        self.source = source
+        self.verify = verify
+        self.write_every = write_every
+        self._tasks: Sequence[SourceTask] = store.source_tasks()
+        self._locations = {task.image: task.location for task in self._tasks}
+        self._images = {task.task: task.image for task in self._tasks}
+
+    def step(self) -> Step:
+        """One pass: read, decide, ask, write back."""
+        step = Step()
+        self._read_source()
+        self._read_verify(step)
+        for decision in self.campaign.decisions():
+            self._record([decision])
+            step.decisions += 1
+        issued = 0
+        for event in self.campaign.next_round():
+            self._record([event])
+            issued += 1
+        unposted = [page for page in self.campaign.waiting_pages if page.task is None]
+        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
+        step.pages = len(unposted)
+        step.finished = not issued and not self.campaign.waiting_pages
+        if step.finished or self._unwritten() >= self.write_every:
+            step.images_written = write_back(self.gateway, self.source, self.campaign, self._tasks, self._record)
+        return step
+
+    def run(
+        self,
+        stop: threading.Event,
+        every: float = 2.0,
+        told: Callable[[Step], None] = lambda step: None,
+        until_finished: bool = False,
+    ) -> None:
+        """Pass after pass, ``every`` seconds apart, until told to stop."""
+        while not stop.is_set():
+            step = self.step()
+            told(step)
+            if step.finished and until_finished:
+                return
+            stop.wait(every)
+
+    def _unwritten(self) -> int:
+        written = sum(map(len, self.campaign.written.values()))
+        return int(self.campaign.accepted().sum()) - written
+
+    def _read_source(self) -> None:
+        tasks = self._changed(self.source.project, "source", ANNOTATION_FIELDS)
+        taken = [
+            ImageTaken(image)
+            for task in tasks
+            if (image := self._images.get(task["id"])) is not None
+            and not self.campaign.is_taken(image)
+            and people(task, self.campaign, self.source)
+        ]
+        self._record(taken, **self._seen("source", tasks))
+
+    def _read_verify(self, step: Step) -> None:
+        tasks = self._changed(self.verify.pages, "verify", FIELDS)
+        events, step.problems = read_verdicts(tasks, self.campaign)
+        for problem in step.problems:
+            log.warning("%s", problem)
+        self._record(events, **self._seen("verify", tasks))
+        step.answers = len(events)
+
+    def _changed(self, project: int, cursor: str, fields: Sequence[str]) -> list[Json]:
+        since = overlapping(self.store.fact(f"cursor:{cursor}"))
+        return list(self.gateway.tasks(project, fields, since=since))
+
+    @staticmethod
+    def _seen(cursor: str, tasks: Sequence[Json]) -> dict[str, str]:
+        return {f"cursor:{cursor}": max(task["updated_at"] for task in tasks)} if tasks else {}
+
+    def _record(self, events: Sequence[Event], **facts: str) -> None:
+        """Store events, then let the campaign know them."""
+        if events or facts:
+            self.store.append(events, **facts)
+        for event in events:
+            self.campaign.apply(event)

@@ -1,0 +1,77 @@
+"""Pages out: crops are rendered and uploaded, and each issued page becomes one task of the verify project."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugin.crops import render_crop
+from plugin.label_studio.gateway import Gateway, chunks
+from plugin.label_studio.images import decode
+from plugin.label_studio.pages import Question, page_task
+from propagation.campaign import PageState
+from propagation.events import PagePosted
+from propagation.masks import MaskTable
+
+PAGES_AT_ONCE = 50
+
+
+@dataclass(frozen=True)
+class VerifyProjects:
+    """The project in which pages are answered, and the one that holds their crops."""
+
+    pages: int
+    crops: int
+
+
+def post_pages(
+    gateway: Gateway,
+    projects: VerifyProjects,
+    table: MaskTable,
+    pages: Sequence[PageState],
+    locations: Mapping[str, str],
+    posted: Callable[[list[PagePosted]], None],
+) -> None:
+    """Make a task of each page that has none; ``posted`` is told after every batch that the server took.
+
+    A page whose task is there already, from a run that was cut off, is only reported.
+    locations: image key to the value by which the image can be read.
+    """
+    if not pages:
+        return
+    there = {task["data"].get("page"): task["id"] for task in gateway.tasks(projects.pages, ["data"])}
+    found = [PagePosted(p.issued.page, there[p.issued.page]) for p in pages if p.issued.page in there]
+    if found:
+        posted(found)
+    missing = [page for page in pages if page.issued.page not in there]
+    for batch in chunks(missing, PAGES_AT_ONCE):
+        crops = _render(gateway, table, np.concatenate([page.rows for page in batch]), locations)
+        urls = dict(
+            zip(crops, gateway.upload(projects.crops, [(f"{c}.jpg", crops[c]) for c in crops]), strict=True)
+        )
+        tasks = [
+            page_task(
+                page.issued.page, page.issued.category, [Question(m, urls[m]) for m in page.issued.questions]
+            )
+            for page in batch
+        ]
+        numbers = gateway.import_tasks(projects.pages, tasks)
+        posted([PagePosted(page.issued.page, task) for page, task in zip(batch, numbers, strict=True)])
+
+
+def _render(
+    gateway: Gateway, table: MaskTable, rows: NDArray[np.int64], locations: Mapping[str, str]
+) -> dict[str, bytes]:
+    """Mask id to crop; each image is read once."""
+    by_image: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        by_image[str(table.images[table.image[row]])].append(int(row))
+    crops = {}
+    for image, here in by_image.items():
+        pixels = decode(image, gateway.read_file(locations[image]))
+        crops.update({str(table.ids[row]): render_crop(pixels, table.rle(row)) for row in here})
+    return crops

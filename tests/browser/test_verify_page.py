@@ -1,0 +1,162 @@
+"""The page that annotators see, in a real browser on a real Label Studio."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from ls_propagate.demo.browser import log_in, open_browser, open_label_stream, wait_for_crops
+from plugin.crops import render_crop
+from plugin.label_studio.pages import (
+    KEYS,
+    PROJECT_SETTINGS,
+    SUBMIT_ON_SPACE,
+    Question,
+    is_answer,
+    page_task,
+    read_answer,
+)
+
+pytest.importorskip("playwright")
+
+CONFIGS = Path(str(files("plugin.label_studio"))) / "configs"
+CATEGORY = '<b>disc</b> & "ball" $page'
+NEXT_CATEGORY = "ring"
+
+
+def draw_crop(number: int) -> bytes:
+    """A disc on noise, its mask somewhat too large."""
+    rng = np.random.default_rng(number)
+    pixels = cv2.GaussianBlur(rng.integers(60, 200, (64, 64, 3), dtype=np.uint8), (0, 0), 2)
+    cv2.circle(pixels, (32, 32), 8 + number % 5, (220, 220, 220), -1)
+    mask = cv2.circle(np.zeros((64, 64), np.uint8), (32, 32), 10 + number % 5, 1, -1)
+    return render_crop(pixels, coco.encode(np.asfortranarray(mask)))
+
+
+@pytest.fixture
+def api(label_studio: Any) -> Iterator[httpx.Client]:
+    """Label Studio's API, for the user who looks at the page."""
+    headers = {"Authorization": f"Token {label_studio.token}"}
+    with httpx.Client(base_url=f"{label_studio.url}/api/", headers=headers, timeout=60) as api:
+        api.patch("current-user/hotkeys/", json=dict(SUBMIT_ON_SPACE)).raise_for_status()
+        yield api
+
+
+def create_project(api: httpx.Client, config: str, **settings: Any) -> int:
+    label_config = (CONFIGS / f"{config}.xml").read_text(encoding="utf-8")
+    body = {"title": f"browser test: {config}", "label_config": label_config, **settings}
+    return int(api.post("projects/", json=body).raise_for_status().json()["id"])
+
+
+@pytest.fixture
+def project(api: httpx.Client) -> int:
+    """A verify project with two pages of twenty crops."""
+    crops, verify = create_project(api, "crops"), create_project(api, "verify_page", **PROJECT_SETTINGS)
+    sent = {f"file{n}": (f"{n}.jpg", draw_crop(n), "image/jpeg") for n in range(2 * len(KEYS))}
+    upload = api.post(f"projects/{crops}/import", params={"commit_to_project": "false"}, files=sent)
+    numbers = upload.raise_for_status().json()["file_upload_ids"]
+    stored = api.get(f"projects/{crops}/file-uploads", params={"ids": json.dumps(numbers)}).raise_for_status()
+    place_of = {item["id"]: item["file"] for item in stored.json()}
+    questions = [Question(f"{n:020x}", f"/data/{place_of[number]}") for n, number in enumerate(numbers)]
+    pages = [
+        page_task("first", CATEGORY, questions[: len(KEYS)]),
+        page_task("second", NEXT_CATEGORY, questions[len(KEYS) :]),
+    ]
+    api.post(f"projects/{verify}/import", json=pages).raise_for_status()
+    return verify
+
+
+@pytest.fixture
+def page(label_studio: Any, project: int) -> Iterator[Any]:
+    """The browser, at the first page of the project."""
+    with open_browser() as page:
+        log_in(page, label_studio.url, label_studio.user, label_studio.password)
+        open_label_stream(page, label_studio.url, project)
+        yield page
+
+
+def answered(api: httpx.Client, project: int) -> list[dict[str, Any]]:
+    """The tasks that have an annotation."""
+    tasks = api.get("tasks/", params={"project": project, "fields": "all"}).raise_for_status().json()["tasks"]
+    return [task for task in tasks if task["annotations"]]
+
+
+def wait_for_question(page: Any, category: str) -> None:
+    page.get_by_text(f"“{category}”", exact=False).wait_for()
+    wait_for_crops(page)
+
+
+def marked(page: Any) -> list[int]:
+    """Places in the grid that are marked wrong."""
+    boxes = page.locator(".grid input[type=checkbox]")
+    return [place for place in range(boxes.count()) if boxes.nth(place).is_checked()]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 10) -> None:
+    """Poll, as a submit and its storing cannot be seen from here."""
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until, "Label Studio did not get there in time"
+        time.sleep(0.05)
+
+
+def test_two_clicks_and_space_are_an_answer(page: Any, project: int, api: httpx.Client) -> None:
+    wait_for_question(page, CATEGORY)
+    for place in (3, 17):
+        page.locator(".grid img").nth(place).click()
+    assert marked(page) == [3, 17]
+    page.keyboard.press("Space")
+    wait_for_question(page, NEXT_CATEGORY)
+
+    (task,) = answered(api, project)
+    (annotation,) = task["annotations"]
+    assert is_answer(annotation)
+    wrong = [mask for mask, right in read_answer(task["data"], annotation).items() if not right]
+    assert wrong == [f"{3:020x}", f"{17:020x}"]
+    assert len(read_answer(task["data"], annotation)) == 20
+
+    page.keyboard.press("Space")
+    wait_until(lambda: len(answered(api, project)) == 2)
+    last = next(task for task in answered(api, project) if task["data"]["page"] == "second")
+    assert all(read_answer(last["data"], last["annotations"][0]).values())
+
+
+def test_each_key_marks_its_crop_and_nothing_else(page: Any, project: int, api: httpx.Client) -> None:
+    hints = [hint.lower() for hint in page.locator(".grid kbd").all_inner_texts()]
+    assert hints == list(KEYS)
+    url = page.url
+    for place, key in enumerate(KEYS):
+        page.keyboard.press(key)
+        assert marked(page) == [place], f"key {key}"
+        page.keyboard.press(key)
+        assert marked(page) == [], f"key {key}"
+    assert page.url == url
+    assert page.get_by_text(f"“{CATEGORY}”").is_visible()
+    assert answered(api, project) == []
+
+
+def test_the_whole_page_is_seen_without_scrolling(page: Any) -> None:
+    for width, height in ((1280, 800), (900, 700), (1920, 1080)):
+        page.set_viewport_size({"width": width, "height": height})
+        floor = page.locator(".lsf-bottombar").bounding_box()["y"]
+        crops = [crop.bounding_box() for crop in page.locator(".grid img").all()]
+        assert min(crop["width"] for crop in crops) > 110
+        assert all(crop["x"] >= 0 and crop["y"] >= 0 for crop in crops)
+        assert all(crop["x"] + crop["width"] <= width for crop in crops)
+        assert all(crop["y"] + crop["height"] <= floor for crop in crops)
+        for words in (f"“{CATEGORY}”", "Then press space.", "Not sure?"):
+            box = page.get_by_text(words).bounding_box()
+            assert box["x"] + box["width"] <= width
+            assert box["y"] + box["height"] <= floor
+        scrolled = "main => main.scrollHeight - main.clientHeight"
+        assert page.locator(".lsf-main-content").evaluate(scrolled) <= 0

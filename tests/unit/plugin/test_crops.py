@@ -1,0 +1,144 @@
+"""A crop shows a mask in its surroundings, with an outline that can be seen wherever it lies."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from plugin.crops import BEYOND_IMAGE, SIDE, render_crop
+from propagation.errors import ImageError, MaskError
+from propagation.masks import Rle
+
+
+def encode(mask: NDArray[np.bool_]) -> Rle:
+    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))  # type: ignore[no-any-return]
+
+
+def disc(size: int, x: float, y: float, radius: float) -> NDArray[np.bool_]:
+    rows, columns = np.mgrid[:size, :size]
+    return np.hypot(columns - x, rows - y) <= radius
+
+
+def crop(mask: NDArray[np.bool_], value: int = 200, side: int = SIDE) -> NDArray[np.int32]:
+    """The crop's pixels (side, side, 3) RGB, of an image of one grey value."""
+    jpeg = render_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side)
+    assert jpeg.startswith(b"\xff\xd8")
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1].astype(np.int32)
+
+
+def yellow(pixels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Where the outline's line lies."""
+    return (pixels[:, :, 0] - pixels[:, :, 2] > 60) & (pixels[:, :, 1] > 120)
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+def test_the_outline_is_seen_on_any_background(value: int) -> None:
+    pixels = crop(disc(100, 50, 50, 10), value)
+    line = yellow(pixels)
+    assert 0.01 < line.mean() < 0.1
+    dark_beside = cv2.dilate(line.astype(np.uint8), np.ones((7, 7), np.uint8)).astype(bool) & ~line
+    assert pixels[dark_beside].mean(axis=1).min() < 90
+
+
+def test_the_outline_lies_on_the_masks_edge_and_leaves_the_object_free() -> None:
+    rows, columns = np.nonzero(yellow(crop(disc(100, 50, 50, 10))))
+    scale = SIDE / (21 + 2 * 13)  # a disc of 21 pixels, a margin of 60 % on each side
+    radii = np.hypot(columns - SIDE / 2, rows - SIDE / 2)
+    assert np.median(radii) == pytest.approx(10.5 * scale, abs=2)
+    assert radii.min() > 8.5 * scale
+    assert radii.max() < 12 * scale
+
+
+def test_an_enlarged_mask_has_a_smooth_outline() -> None:
+    rows, columns = np.nonzero(yellow(crop(disc(60, 30, 30, 5))))
+    radii = np.hypot(columns - columns.mean(), rows - rows.mean())
+    scale = SIDE / (11 + 2 * 10)
+    assert radii.std() < 0.3 * scale
+
+
+def test_a_hole_is_outlined_too() -> None:
+    ring = disc(100, 50, 50, 12) & ~disc(100, 50, 50, 5)
+    islands, _ = cv2.connectedComponents(yellow(crop(ring)).astype(np.uint8))
+    assert islands - 1 == 2
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (99, 0), (0, 99), (99, 99)])
+def test_at_the_border_the_crop_stays_inside_the_image(corner: tuple[int, int]) -> None:
+    pixels = crop(disc(100, *corner, 10))
+    assert yellow(pixels).any()
+    assert not beyond(pixels).any()
+
+
+def beyond(pixels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Rows that show nothing of the image (of value 200)."""
+    return (abs(pixels - BEYOND_IMAGE) < 8).all(axis=(1, 2))
+
+
+def test_where_the_image_ends_the_crop_is_grey() -> None:
+    mask = np.zeros((20, 120), bool)
+    mask[5:15, 40:80] = True
+    grey = beyond(crop(mask))
+    assert grey[:20].all()
+    assert grey[-20:].all()
+    assert not grey[SIDE // 2 - 10 : SIDE // 2 + 10].any()
+
+
+def test_one_pixel_is_outlined_at_the_middle() -> None:
+    mask = np.zeros((80, 80), bool)
+    mask[40, 40] = True
+    rows, columns = np.nonzero(yellow(crop(mask)))
+    assert abs(rows - SIDE / 2).max() < 15
+    assert abs(columns - SIDE / 2).max() < 15
+
+
+def test_a_mask_of_the_whole_image_is_outlined_along_its_border() -> None:
+    line = yellow(crop(np.ones((50, 50), bool)))
+    for edge in (line[:4], line[-4:], line[:, :4], line[:, -4:]):
+        assert edge.any(axis=0).mean() > 0.9 or edge.any(axis=1).mean() > 0.9
+    assert not line[10:-10, 10:-10].any()
+
+
+def test_a_thin_mask_does_not_vanish_when_shrunk() -> None:
+    mask = np.zeros((1500, 1500), bool)
+    mask[100:1400, 700:702] = True
+    assert yellow(crop(mask)).any(axis=1).mean() > 0.7
+
+
+def test_a_dark_image_is_lightened_and_a_light_one_is_not() -> None:
+    mask = disc(100, 50, 50, 10)
+    assert crop(mask, 20)[0, 0].mean() == pytest.approx(80, abs=3)
+    assert crop(mask, 180)[0, 0].mean() == pytest.approx(180, abs=3)
+
+
+def test_a_crop_has_the_side_asked_for_and_twenty_are_a_light_page() -> None:
+    assert crop(disc(100, 50, 50, 10), side=96).shape == (96, 96, 3)
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    photo = cv2.GaussianBlur(noise, (0, 0), 2)
+    assert len(render_crop(photo, encode(disc(400, 200, 200, 20)))) < 10_000
+
+
+def test_colours_are_kept() -> None:
+    pixels = np.zeros((60, 60, 3), np.uint8)
+    pixels[:] = (200, 40, 90)
+    jpeg = render_crop(pixels, encode(disc(60, 30, 30, 5)))
+    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert shown[5, 5].tolist() == pytest.approx([200, 40, 90], abs=6)
+
+
+def test_an_empty_mask_is_refused() -> None:
+    with pytest.raises(MaskError, match="empty"):
+        crop(np.zeros((30, 30), bool))
+
+
+def test_a_mask_of_another_image_is_refused() -> None:
+    with pytest.raises(MaskError, match=r"\(30, 30\).*\(30, 40\)"):
+        render_crop(np.zeros((30, 40, 3), np.uint8), encode(np.ones((30, 30), bool)))
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((30, 30), np.uint8), np.zeros((30, 30, 3), np.float32)])
+def test_other_pixels_are_refused(pixels: NDArray[np.uint8]) -> None:
+    with pytest.raises(ImageError, match="RGB"):
+        render_crop(pixels, encode(np.ones((30, 30), bool)))
