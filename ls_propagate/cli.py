@@ -12,13 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ls_propagate import pipeline
 from ls_propagate.settings import Settings, load_settings
+from plugin.label_studio.gateway import LabelStudioGateway
 from propagation.errors import PropagateError, SettingsError
 from propagation.summary import Row, as_json, summarize
 from sync.daemon import Step
@@ -60,14 +63,19 @@ def _opened(config: Path | None) -> Iterator[tuple[Settings, Store]]:
         yield settings, store
 
 
+@contextmanager
+def _connected(config: Path | None) -> Iterator[tuple[Settings, Store, LabelStudioGateway]]:
+    with _opened(config) as (settings, store), pipeline.open_gateway(settings) as gateway:
+        yield settings, store, gateway
+
+
 @app.command()
 def connect(
     project: Annotated[str, typer.Argument(help="Number or title of an existing project.")],
     config: Config = None,
 ) -> None:
     """Connect a Label Studio project: check its labeling config, make the project where pages are answered."""
-    with _opened(config) as (settings, store):
-        gateway = pipeline.open_gateway(settings)
+    with _connected(config) as (_, store, gateway):
         made = pipeline.connect(gateway, store, project)
         console.print(f"Connected project {made.project} ({made.title}).", markup=False)
         console.print(f"Annotators answer pages at {made.server}/projects/{made.pages}/data?labeling=1")
@@ -86,10 +94,8 @@ def detect(
     ] = False,
 ) -> None:
     """Find masks in the images that no person has annotated."""
-    with _opened(config) as (settings, store), _bars() as bars:
-        table, unreadable = pipeline.detect(
-            pipeline.open_gateway(settings), store, settings, skip_unreadable, bars
-        )
+    with _connected(config) as (settings, store, gateway), _bars() as bars:
+        table, unreadable = pipeline.detect(gateway, store, settings, skip_unreadable, bars)
     for error in unreadable:
         errors.print(f"left out: {error}", markup=False)
     console.print(f"{len(table)} masks in {len(table.images)} images.")
@@ -98,8 +104,8 @@ def detect(
 @app.command()
 def cluster(config: Config = None) -> None:
     """Cluster the masks of each category, and give Label Studio the predictions with their clusters."""
-    with _opened(config) as (settings, store), _bars() as bars:
-        trees, pushed = pipeline.cluster(pipeline.open_gateway(settings), store, settings, bars)
+    with _connected(config) as (settings, store, gateway), _bars() as bars:
+        trees, pushed = pipeline.cluster(gateway, store, settings, bars)
     console.print(f"{len(trees)} cluster trees; predictions of {pushed} images pushed now.")
 
 
@@ -115,8 +121,8 @@ def sync(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    with _opened(config) as (settings, store):
-        daemon = pipeline.open_daemon(pipeline.open_gateway(settings), store, settings)
+    with _connected(config) as (settings, store, gateway):
+        daemon = pipeline.open_daemon(gateway, store, settings)
         if once:
             _tell(daemon.step())
         else:
@@ -149,17 +155,15 @@ def backend(config: Config = None) -> None:
         raise SettingsError(
             f"backend_host is {settings.backend_host}, which others can reach; set LS_PROPAGATE_BACKEND_PASSWORD"
         )
-    gateway = pipeline.open_gateway(settings)
     segmenter, version = pipeline.load_segmenter(settings)
-    served = create_app(
-        segmenter,
-        version,
-        lambda location: decode(location, gateway.read_file(location)),
-        settings.labels,
-        password,
-    )
-    console.print(f"{version} on http://{settings.backend_host}:{settings.backend_port}")
-    serve(served, host=settings.backend_host, port=settings.backend_port, threads=4, _quiet=True)
+    with pipeline.open_gateway(settings) as gateway:
+
+        def read(location: str) -> NDArray[np.uint8]:
+            return decode(location, gateway.read_file(location))
+
+        served = create_app(segmenter, version, read, settings.labels, password)
+        console.print(f"{version} on http://{settings.backend_host}:{settings.backend_port}")
+        serve(served, host=settings.backend_host, port=settings.backend_port, threads=4, _quiet=True)
 
 
 @app.command()

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ls_propagate.settings import PrecomputedSettings, Settings
 from ml_backend.detect import detect as detect_masks
 from ml_backend.segmenters.base import Segmenter
+from ml_backend.segmenters.precomputed import Precomputed
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name
 from plugin.label_studio.labeling import Labeling, read_labeling
@@ -40,9 +41,14 @@ def silent(what: str, total: int | None) -> Callable[[int], None]:
     return lambda done: None
 
 
-def open_gateway(settings: Settings) -> LabelStudioGateway:
-    """The gateway to the server that the settings name."""
-    return LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts)
+@contextmanager
+def open_gateway(settings: Settings) -> Iterator[LabelStudioGateway]:
+    """The gateway to the server that the settings name, closed in the end."""
+    gateway = LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts)
+    try:
+        yield gateway
+    finally:
+        gateway.close()
 
 
 @contextmanager
@@ -135,13 +141,11 @@ def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:
         if isinstance(path, Path) and not path.exists():
             raise SettingsError(f"setting segmenter.{name}: there is no {path}; correct it")
     if isinstance(chosen, PrecomputedSettings):
-        from ml_backend.segmenters.precomputed import Precomputed
-
         precomputed = Precomputed(chosen.predictions, chosen.images, chosen.features)
         return precomputed, f"precomputed-{_fingerprint(chosen.predictions)}"
-    from ml_backend.segmenters.watershed import Watershed
+    from ml_backend.segmenters.watershed import train_watershed
 
-    return Watershed.train(chosen.seed), f"watershed-{_fingerprint(chosen.seed / 'ground_truth.json')}"
+    return train_watershed(chosen.seed), f"watershed-{_fingerprint(chosen.seed / 'ground_truth.json')}"
 
 
 def _fingerprint(path: Path) -> str:
@@ -174,6 +178,8 @@ def detect(
     labeling = labeling_of(gateway, connection, settings, segmenter.categories)
     tasks = pool(gateway, connection.project, labeling.field)
     locations = {task.image: task.location for task in tasks}
+    if isinstance(segmenter, Precomputed):
+        segmenter.match(list(locations))
 
     def read(key: str) -> NDArray[np.uint8]:
         return decode(key, gateway.read_file(locations[key]))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from propagation.errors import ImageError, MaskError
-from propagation.masks import Rle
+from propagation.rle import Rle, decode_window
 
 SIDE = 192  # output pixels: sharp at the verify page's tiles of about 160 CSS pixels
 MARGIN = 0.6  # of the object's longer side: enough around it to tell what it is
@@ -44,9 +44,9 @@ def render_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> bytes:
     if not box[2:].all():
         raise MaskError("the mask is empty, so there is nothing to crop: leave it out of the page")
     left, top, length = _window(box, *pixels.shape[:2])
-    view = (slice(max(top, 0), top + length), slice(max(left, 0), left + length))
-    mask = coco.decode(dict(rle))[view] * np.uint8(255)
-    canvas = _square(_lightened(pixels[view]), left, top, length, side, BEYOND_IMAGE)
+    part = pixels[max(top, 0) : top + length, max(left, 0) : left + length]
+    mask = decode_window(rle, max(left, 0), max(top, 0), part.shape[1], part.shape[0]) * np.uint8(255)
+    canvas = _square(_lightened(part), left, top, length, side, BEYOND_IMAGE)
     cover = _square(mask, left, top, length, side, 0)
     # A thin mask covers only part of each pixel that it shrinks into, and must not vanish.
     _draw_outline(canvas, cover > (127 if length <= side else 15))

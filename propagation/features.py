@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 
 from propagation.errors import SettingsError
 from propagation.masks import MaskTable
+from propagation.rle import Rle, decode_window
 
 SHAPE = ("score", "log_area", "log_aspect", "extent", "solidity", "circularity", "euler_number")
 WIDEST = 64
@@ -34,10 +35,10 @@ def shape_block(table: MaskTable) -> NDArray[np.float32]:
     return block
 
 
-def crop_of(rle: Mapping[str, Any]) -> NDArray[np.uint8]:
+def crop_of(rle: Rle) -> NDArray[np.uint8]:
     """The mask within its box, with one empty pixel around it."""
     x, y, width, height = coco.toBbox(rle).astype(int)
-    return np.pad(np.asarray(coco.decode(rle))[y : y + height, x : x + width], 1)
+    return np.pad(decode_window(rle, x, y, width, height), 1).astype(np.uint8)
 
 
 def _outline(crop: NDArray[np.uint8]) -> tuple[float, float, float]:

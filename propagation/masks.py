@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,15 +19,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from propagation.errors import MaskError
+from propagation.rle import Rle
 
 COMPETE_IOU = 0.8
-
-
-class Rle(TypedDict):
-    """COCO run-length encoding: size is [height, width], counts the compressed bytes."""
-
-    size: Sequence[int]
-    counts: bytes
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ def build_table(
         category=category[rows],
         score=score[rows],
         box=(coco.toBbox(rles) if rles else np.empty((0, 4)))[rows].astype(np.float32),
-        area=(coco.area(rles) if rles else np.empty(0))[rows].astype(np.int32),
+        area=np.array([coco.area(rle) for rle in rles], dtype=np.int32)[rows],
         size=np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2)[rows],
         counts=counts[rows],
         best=np.ones(len(rows), dtype=bool),

@@ -5,14 +5,14 @@ pycocotools trusts its input: broken counts make it read or write past the mask.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from propagation.errors import MaskError
-from propagation.masks import Rle
 
 FIRST_CHARACTER = 48
 PAYLOAD_BITS = 5
@@ -21,6 +21,13 @@ SIGN = 0x10
 LARGEST_RUN = 2**32 - 1  # pycocotools keeps a run in 32 bits
 FURTHEST = 4  # sides of the image that a polygon may reach
 LONGEST_RUN = 7  # characters: 35 bits hold every run that pycocotools can write (32 bits and a sign)
+
+
+class Rle(TypedDict):
+    """COCO run-length encoding: size is [height, width], counts the compressed bytes."""
+
+    size: Sequence[int]
+    counts: bytes
 
 
 def run_lengths(counts: bytes) -> NDArray[np.int64]:
@@ -77,9 +84,20 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
     As ``pycocotools.mask.decode``, which warns under NumPy 2.
     """
     height, width = rle["size"]
+    return decode_window(rle, 0, 0, width, height)
+
+
+def decode_window(rle: Rle, left: int, top: int, width: int, height: int) -> NDArray[np.bool_]:
+    """The (height, width) part of a mask at ``left``, ``top``, without decoding the columns beside it.
+
+    The window lies within the mask's image.
+    """
+    high = rle["size"][0]
     runs = run_lengths(rle["counts"])
-    inside = np.arange(len(runs)) % 2 == 1
-    return np.repeat(inside, runs).reshape((height, width), order="F")
+    begin, end = left * high, (left + width) * high
+    clipped = np.diff(np.clip(np.cumsum(runs), begin, end), prepend=begin)
+    inside = np.repeat(np.arange(len(runs)) % 2 == 1, clipped)
+    return inside.reshape((width, high)).T[top : top + height]
 
 
 def read_segmentation(segmentation: Any, height: int | None, width: int | None) -> Rle:

@@ -23,8 +23,8 @@ from sklearn.model_selection import GroupKFold
 
 from ml_backend.segmenters.base import Image
 from propagation.errors import ImageError, InputError, MaskError
-from propagation.masks import Detections, Rle
-from propagation.rle import decode, read_segmentation
+from propagation.masks import Detections
+from propagation.rle import Rle, decode, read_segmentation
 
 BACKGROUND = -1
 CROP = 12  # pixels, the side to which a mask and its grey crop are brought

@@ -95,7 +95,7 @@ class Gateway(Protocol):
         ...
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
-        """Set keys of the caller's own account."""
+        """Set keys of the caller's own account, beside those that it has."""
         ...
 
     def read_file(self, location: str) -> bytes:
@@ -127,6 +127,10 @@ class LabelStudioGateway:
         except ApiError as error:
             raise _refused(self.url, str(error.body)) from error
         self._wrapper = client._client_wrapper
+
+    def close(self) -> None:
+        """Close the connections to the server."""
+        self._http.close()
 
     @property
     def url(self) -> str:
@@ -226,7 +230,8 @@ class LabelStudioGateway:
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         urls: list[str] = []
         for part in chunks(files, FILES_A_REQUEST):
-            sent = [(f"file{place}", file) for place, file in enumerate(part)]
+            # a repeated field name would keep only one of its files
+            sent = {f"file{place}": file for place, file in enumerate(part)}
             path = f"api/projects/{project}/import"
             ids = self._once(path, params={"commit_to_project": "false"}, files=sent)["file_upload_ids"]
             stored = self._call("GET", f"api/projects/{project}/file-uploads", params={"ids": json.dumps(ids)})
@@ -235,7 +240,8 @@ class LabelStudioGateway:
         return urls
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
-        self._call("PATCH", "api/current-user/hotkeys/", json=dict(hotkeys))
+        own = self._call("GET", "api/current-user/whoami").get("custom_hotkeys") or {}
+        self._call("PATCH", "api/current-user/hotkeys/", json={"custom_hotkeys": {**own, **hotkeys}})
 
     def read_file(self, location: str) -> bytes:
         # a task's own path is the server's, whatever sub-path the server has

@@ -36,10 +36,8 @@ PROJECT_SETTINGS: Mapping[str, Any] = {
     "show_instruction": False,  # the page says it already; the full text is behind the Instructions button
 }
 
-#: Body of ``PATCH /api/current-user/hotkeys/``, once a user: space submits.
-SUBMIT_ON_SPACE: Mapping[str, Any] = {
-    "custom_hotkeys": {"annotation:annotation:submit": {"key": "space", "active": True}}
-}
+#: A hotkey of an account: space submits.
+SUBMIT_ON_SPACE: Mapping[str, Any] = {"annotation:annotation:submit": {"key": "space", "active": True}}
 
 
 @dataclass(frozen=True)

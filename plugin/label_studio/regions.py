@@ -20,7 +20,7 @@ from skimage.measure import find_contours
 
 from plugin.label_studio.labeling import Labeling
 from propagation.errors import MaskError
-from propagation.masks import Rle
+from propagation.rle import Rle, decode, decode_window
 
 FAITHFUL_IOU = 0.985
 TOLERANCES = (0.8, 0.5, 0.0)
@@ -47,7 +47,7 @@ def regions_of(
         ]
     else:
         kind, control = "brushlabels", labeling.brushes[label]
-        alpha = np.repeat(np.asarray(coco.decode(rle)).ravel() * np.uint8(255), 4)
+        alpha = np.repeat(decode(rle).ravel() * np.uint8(255), 4)
         values = [{"format": "rle", "rle": encode_rle(alpha)}]
     return [
         {
@@ -103,10 +103,10 @@ def outlines(rle: Rle, keyholes: bool) -> tuple[list[Ring], float]:
     each; else they are filled.
     """
     x, y, width, height = coco.toBbox(rle).astype(int)
-    crop = np.asarray(coco.decode(rle))[y : y + height, x : x + width]
+    crop = decode_window(rle, x, y, width, height)
     parts, count = ndimage.label(crop)
     exact = [_ring(np.pad(parts == part, 1), keyholes) for part in range(1, count + 1)]
-    local: Rle = coco.encode(np.asfortranarray(crop))
+    local: Rle = coco.encode(np.asfortranarray(crop, dtype=np.uint8))
     for tolerance in TOLERANCES:
         rings = [_simplified(ring, tolerance) for ring in exact]
         iou = _iou(rings, local) if all(len(ring) > 2 for ring in rings) else 0.0

@@ -10,7 +10,7 @@ from pycocotools import mask as coco
 
 from plugin.crops import BEYOND_IMAGE, SIDE, render_crop
 from propagation.errors import ImageError, MaskError
-from propagation.masks import Rle
+from propagation.rle import Rle
 
 
 def encode(mask: NDArray[np.bool_]) -> Rle:
@@ -19,14 +19,18 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 def disc(size: int, x: float, y: float, radius: float) -> NDArray[np.bool_]:
     rows, columns = np.mgrid[:size, :size]
-    return np.hypot(columns - x, rows - y) <= radius
+    return np.asarray(np.hypot(columns - x, rows - y) <= radius)
 
 
 def crop(mask: NDArray[np.bool_], value: int = 200, side: int = SIDE) -> NDArray[np.int32]:
     """The crop's pixels (side, side, 3) RGB, of an image of one grey value."""
-    jpeg = render_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side)
+    return read(render_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side))
+
+
+def read(jpeg: bytes) -> NDArray[np.int32]:
     assert jpeg.startswith(b"\xff\xd8")
-    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1].astype(np.int32)
+    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    return np.asarray(shown, dtype=np.int32)[:, :, ::-1]
 
 
 def yellow(pixels: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -74,7 +78,7 @@ def test_at_the_border_the_crop_stays_inside_the_image(corner: tuple[int, int]) 
 
 def beyond(pixels: NDArray[np.int32]) -> NDArray[np.bool_]:
     """Rows that show nothing of the image (of value 200)."""
-    return (abs(pixels - BEYOND_IMAGE) < 8).all(axis=(1, 2))
+    return np.asarray((abs(pixels - BEYOND_IMAGE) < 8).all(axis=(1, 2)))
 
 
 def test_where_the_image_ends_the_crop_is_grey() -> None:
@@ -116,15 +120,14 @@ def test_a_dark_image_is_lightened_and_a_light_one_is_not() -> None:
 def test_a_crop_has_the_side_asked_for_and_twenty_are_a_light_page() -> None:
     assert crop(disc(100, 50, 50, 10), side=96).shape == (96, 96, 3)
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
-    photo = cv2.GaussianBlur(noise, (0, 0), 2)
+    photo = cv2.GaussianBlur(noise, (0, 0), 2).astype(np.uint8)
     assert len(render_crop(photo, encode(disc(400, 200, 200, 20)))) < 10_000
 
 
 def test_colours_are_kept() -> None:
     pixels = np.zeros((60, 60, 3), np.uint8)
     pixels[:] = (200, 40, 90)
-    jpeg = render_crop(pixels, encode(disc(60, 30, 30, 5)))
-    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    shown = read(render_crop(pixels, encode(disc(60, 30, 30, 5))))
     assert shown[5, 5].tolist() == pytest.approx([200, 40, 90], abs=6)
 
 

@@ -23,7 +23,8 @@ IDS = [f"{n:020x}" for n in range(20)]
 
 
 def page(ids: list[str] = IDS, category: str = "zero") -> dict[str, Any]:
-    return page_task("p1", category, [Question(mask, f"/data/upload/1/{mask}.jpg") for mask in ids])["data"]
+    task = page_task("p1", category, [Question(mask, f"/data/upload/1/{mask}.jpg") for mask in ids])
+    return dict(task["data"])
 
 
 def annotation(*marked: str, **fields: Any) -> dict[str, Any]:

@@ -1,0 +1,36 @@
+# make demo: set up and run the main job. make test: set up and pass the tests.
+
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(FITS)' 2>/dev/null && echo $$python && break; done)
+BIN := .venv/bin
+READY := .venv/ready
+
+.PHONY: demo test check tests screenshots clean
+
+demo: $(READY)
+	$(BIN)/ls-propagate demo
+
+test: check tests
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tests: $(READY)
+	$(BIN)/pytest
+
+screenshots: $(READY)
+	$(BIN)/python docs/screenshots.py
+
+$(READY): pyproject.toml
+	@$(or $(PYTHON),false) -c '$(FITS)' || \
+		{ echo "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo-data
