@@ -36,8 +36,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-console = Console()
-errors = Console(stderr=True)
+WIDTH = None if sys.stdout.isatty() else 140
+console = Console(width=WIDTH)
+errors = Console(stderr=True, width=WIDTH)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file; ls-propagate.toml where it exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -78,7 +79,9 @@ def connect(
     with _connected(config) as (_, store, gateway):
         made = pipeline.connect(gateway, store, project)
         console.print(f"Connected project {made.project} ({made.title}).", markup=False)
-        console.print(f"Annotators answer pages at {made.server}/projects/{made.pages}/data?labeling=1")
+        console.print(
+            f"Annotators answer pages at {made.server}/projects/{made.pages}/data?labeling=1", soft_wrap=True
+        )
         console.print(
             "Space submits a page for this account; for all accounts start Label Studio with\n"
             """  EDITOR_KEYMAP='{"annotation:submit":{"key":"space"}}'""",
@@ -211,7 +214,7 @@ def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], co
     draft = file.with_name(file.name + ".part")
     draft.write_text(json.dumps(made))
     draft.replace(file)
-    console.print(f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}")
+    console.print(f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -246,5 +249,5 @@ def main() -> None:
     try:
         app()
     except PropagateError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False)
+        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)

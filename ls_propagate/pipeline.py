@@ -81,10 +81,10 @@ def connect(gateway: Gateway, store: Store, wanted: str) -> Connection:
     gateway.user()
     project = _find_project(gateway, wanted)
     known = store.fact("connection")
-    if known and (known["server"], known["project"]) != (gateway.url, project.id):
+    if known and (known["project"] != project.id or _made(gateway, project, "verify_page") != known["pages"]):
         raise StoreError(
-            f"this data folder is connected to project {known['title']!r} at {known['server']}; "
-            "set another data_dir for another project"
+            f"this data folder is connected to project {known['project']} ({known['title']}) at "
+            f"{known['server']}; set another data_dir for another project"
         )
     read_labeling(project.label_config, (), {}, project.title)
     made = {
@@ -113,13 +113,21 @@ def _find_project(gateway: Gateway, wanted: str) -> Project:
     raise Missing(f"{gateway.url} has no project {wanted!r}; it has {titles}")
 
 
+def _mark(source: Project, kind: str) -> str:
+    return f"made by label-studio-propagate: {kind} of project {source.id}"
+
+
+def _made(gateway: Gateway, source: Project, kind: str) -> int | None:
+    """The number of the project that was made for a source project, found by its description."""
+    return next((p.id for p in gateway.projects() if p.description == _mark(source, kind)), None)
+
+
 def _own_project(gateway: Gateway, source: Project, kind: str, title: str, settings: Any) -> int:
-    mark = f"made by label-studio-propagate: {kind} of project {source.id}"
-    for project in gateway.projects():
-        if project.description == mark:
-            return project.id
+    made = _made(gateway, source, kind)
+    if made is not None:
+        return made
     config = files("plugin.label_studio").joinpath(f"configs/{kind}.xml").read_text()
-    return gateway.create_project(title, config, mark, settings).id
+    return gateway.create_project(title, config, _mark(source, kind), settings).id
 
 
 def connection_of(store: Store) -> Connection:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import SettingsError as Unparsable
 
 from plugin.label_studio.pages import KEYS
 from propagation.errors import SettingsError
@@ -86,7 +87,7 @@ class Settings(BaseSettings):
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
     strategy: StrategySettings = StrategySettings()
-    write_every: Annotated[int, Field(ge=1)] = 500
+    write_every: Annotated[int, Field(ge=1)] = 5000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     backend_host: str = "127.0.0.1"
     backend_port: Annotated[int, Field(ge=0, le=65535)] = 9090
@@ -105,7 +106,7 @@ class Settings(BaseSettings):
     @property
     def token(self) -> str:
         """The token for Label Studio. Raises SettingsError when there is none."""
-        if self.label_studio_api_key is None:
+        if not self.label_studio_api_key:
             raise SettingsError(
                 "no token for Label Studio; make a personal access token on its Account & Settings page and set "
                 "the environment variable LABEL_STUDIO_API_KEY to it"
@@ -125,9 +126,9 @@ def load_settings(file: Path | None = None, **given: Any) -> Settings:
         content = tomllib.loads(path.read_text()) if path.is_file() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML ({error}); correct it") from error
-    for secret in SECRETS:
-        if secret in content:
-            raise SettingsError(f"{path} holds the secret {secret}; take it out and set it in the environment")
+    for name in content:
+        if name.lower() in SECRETS:
+            raise SettingsError(f"{path} holds the secret {name}; take it out and set it in the environment")
 
     class FromFile(Settings):
         @classmethod
@@ -143,6 +144,8 @@ def load_settings(file: Path | None = None, **given: Any) -> Settings:
 
     try:
         return FromFile(**given)
+    except Unparsable as error:
+        raise SettingsError(f"{error}; lists and tables are written as JSON in the environment") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])

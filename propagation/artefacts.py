@@ -62,15 +62,17 @@ def read_artefact(folder: Path, kind: str) -> Artefact:
     """The artefact in a folder. Raises ArtefactError when it is missing, cut short, or of another kind."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        found = Artefact(folder, *(manifest[name] for name in ("kind", "fingerprint", "settings", "parents")))
+        files = manifest["files"].items()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtefactError(f"{folder} is no artefact folder ({error}); run the step that makes it") from error
-    if manifest.get("kind") != kind:
-        raise ArtefactError(f"{folder} holds {manifest.get('kind')!r}, not {kind!r}; name the other folder")
-    for name, (size, _) in manifest["files"].items():
+    if found.kind != kind:
+        raise ArtefactError(f"{folder} holds {found.kind!r}, not {kind!r}; name the other folder")
+    for name, (size, _) in files:
         path = folder / name
         if not path.is_file() or path.stat().st_size != size:
             raise ArtefactError(f"{path} is missing or changed since it was written; make the artefact again")
-    return Artefact(folder, kind, manifest["fingerprint"], manifest["settings"], manifest["parents"])
+    return found
 
 
 def _files(folder: Path) -> dict[str, tuple[int, str]]:

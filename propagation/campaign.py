@@ -97,11 +97,13 @@ class Campaign:
             case PageAnswered():
                 page = self._page(event.page)
                 page.answer, page.returned = event, False
-                self.verdict[page.rows] = [_CODES[verdict] for verdict in event.verdicts]
+                if not page.replaced:
+                    self.verdict[page.rows] = [_CODES[verdict] for verdict in event.verdicts]
             case PageReturned():
                 page = self._page(event.page)
                 page.answer, page.returned = None, True
-                self.verdict[page.rows] = UNASKED
+                if not page.replaced:
+                    self.verdict[page.rows] = UNASKED
             case ImageTaken():
                 self.taken[self._image_of[event.image]] = True
             case Decided():
@@ -117,8 +119,10 @@ class Campaign:
             if earlier.returned and earlier.issued.questions == event.questions:
                 earlier.replaced = True
         self.pages[event.page] = PageState(event, rows)
-        for name in event.clusters:
-            self.state[self.find(name)] = "asking"
+        for key in map(self.find, event.clusters):
+            # asked again after its split, a cluster's verdicts count for its halves
+            if self.state.get(key) != "split":
+                self.state[key] = "asking"
 
     def _decide(self, event: Decided) -> None:
         place, node = self.find(event.cluster)

@@ -144,9 +144,11 @@ def build_table(
     """
     for key, detections in zip(keys, found, strict=True):
         check_detections(key, detections, categories)
-    widths = {None if d.features is None else d.features.shape[1] for d in found if len(d)}
+    pairs = zip(keys, found, strict=True)
+    widths = {None if d.features is None else d.features.shape[1]: key for key, d in pairs if len(d)}
     if len(widths) > 1:
-        raise MaskError(f"features of different widths {sorted(map(str, widths))}; a segmenter gives one width")
+        listed = ", ".join(f"{width} in image {key}" for width, key in widths.items())
+        raise MaskError(f"features of different widths ({listed}); a segmenter gives one width")
     rles = [rle for detections in found for rle in detections.rles]
     image = np.repeat(np.arange(len(found), dtype=np.int32), [len(d) for d in found])
     category = _joined([d.categories for d in found], np.int32)
@@ -160,7 +162,7 @@ def build_table(
     counts = np.empty(len(rles), dtype=object)
     counts[:] = [rle["counts"] for rle in rles]
     features: dict[str, NDArray[np.floating[Any]]] = {}
-    if widths - {None}:
+    if widths.keys() - {None}:
         deep = np.concatenate([d.features for d in found if d.features is not None and len(d)])
         features["deep"] = deep[rows].astype(np.float16)
     table = MaskTable(
@@ -207,7 +209,7 @@ def write_table(table: MaskTable, folder: Path) -> None:
     columns = {
         "mask_id": pa.array(table.ids),
         "image": pa.DictionaryArray.from_arrays(pa.array(table.image), pa.array(table.images)),
-        "category": pa.DictionaryArray.from_arrays(pa.array(table.category), pa.array(table.categories)),
+        "category": pa.DictionaryArray.from_arrays(pa.array(table.category), pa.array(table.categories, type=pa.string())),
         "score": pa.array(table.score),
         "box": pa.FixedSizeListArray.from_arrays(pa.array(table.box.ravel()), 4),
         "area": pa.array(table.area),

@@ -35,6 +35,8 @@ class Step:
 class Daemon:
     """Runs one campaign, whose state is that of the store's event log.
 
+    write_every: accepted masks that are not yet written, from which on they are.
+
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.
     """
@@ -46,7 +48,7 @@ class Daemon:
         campaign: Campaign,
         source: Source,
         verify: VerifyProjects,
-        write_every: int = 500,
+        write_every: int = 5000,
     ) -> None:
         self.store = store
         self.gateway = gateway
@@ -62,6 +64,8 @@ class Daemon:
         """One pass: read, decide, ask, write back."""
         step = Step()
         self._read_source()
+        # what a run that was cut off has posted must be known before its answers are read
+        self._post(step)
         self._read_verify(step)
         for decision in self.campaign.decisions():
             self._record([decision])
@@ -70,11 +74,9 @@ class Daemon:
         for event in self.campaign.next_round():
             self._record([event])
             issued += 1
-        unposted = [page for page in self.campaign.waiting_pages if page.task is None]
-        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
-        step.pages = len(unposted)
+        self._post(step)
         step.finished = not issued and not self.campaign.waiting_pages
-        if step.finished or self._unwritten() >= self.write_every:
+        if step.finished or self._milestone():
             step.images_written = write_back(self.gateway, self.source, self.campaign, self._tasks, self._record)
         return step
 
@@ -93,9 +95,15 @@ class Daemon:
                 return
             stop.wait(every)
 
-    def _unwritten(self) -> int:
+    def _post(self, step: Step) -> None:
+        unposted = [page for page in self.campaign.waiting_pages if page.task is None]
+        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
+        step.pages += len(unposted)
+
+    def _milestone(self) -> bool:
+        # an image whose set grows is written by itself, which is slow: so each milestone doubles what stands
         written = sum(map(len, self.campaign.written.values()))
-        return int(self.campaign.accepted().sum()) - written
+        return int(self.campaign.accepted().sum()) - written >= max(self.write_every, written)
 
     def _read_source(self) -> None:
         tasks = self._changed(self.source.project, "source", ANNOTATION_FIELDS)

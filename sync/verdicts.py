@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from plugin.label_studio.gateway import Json
 from plugin.label_studio.pages import is_answer, read_answer
@@ -22,7 +22,8 @@ def overlapping(since: str | None) -> str | None:
     if since is None:
         return None
     earlier = datetime.fromisoformat(since) - OVERLAP
-    return earlier.isoformat(timespec="microseconds")
+    # the one form of time that Label Studio's filters read
+    return earlier.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def read_verdicts(

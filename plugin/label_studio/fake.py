@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from plugin.label_studio.gateway import Json, Project, User
-from propagation.errors import ImageError, Missing
+from propagation.errors import ImageError, Missing, ServerError
 
 
 class FakeGateway:
@@ -52,6 +53,7 @@ class FakeGateway:
         self, project: int, include: Sequence[str], since: str | None = None, ids: Sequence[int] | None = None
     ) -> Iterator[Json]:
         self.calls.append("tasks")
+        self.project(project)
         wanted = {"id", "updated_at", *include}
         found = [
             task
@@ -88,16 +90,20 @@ class FakeGateway:
 
     def import_predictions(self, project: int, predictions: Sequence[Json]) -> int:
         self.calls.append("import_predictions")
+        self.project(project)
+        for prediction in predictions:
+            if self._tasks.get(prediction["task"], {}).get("project") != project:
+                raise ServerError(f"project {project} has no task {prediction['task']}; it may have been deleted")
         for prediction in predictions:
             task = self._task(prediction["task"])
+            # as on the server, a task does not count as changed by it
             task["predictions"].append({"id": next(self._numbers), **copy.deepcopy(prediction)})
-            task["updated_at"] = self._tick()
         return len(predictions)
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         self.calls.append("predictions_to_annotations")
-        for number in tasks:
-            task = self._task(number)
+        self.project(project)
+        for task in [task for task in self._tasks.values() if task["project"] == project and task["id"] in tasks]:
             made = {annotation["parent_prediction"] for annotation in task["annotations"]}
             for prediction in task["predictions"]:
                 if prediction["model_version"] == model_version and prediction["id"] not in made:
@@ -109,12 +115,14 @@ class FakeGateway:
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         self.calls.append("upload")
-        urls = [f"/data/upload/{project}/{next(self._numbers):08x}-{name}" for name, _ in files]
+        self.project(project)
+        names = [re.sub(r"[^-\w.]", "", name.replace(" ", "_")) for name, _ in files]
+        urls = [f"/data/upload/{project}/{next(self._numbers):08x}-{name}" for name in names]
         self.files.update(zip(urls, (content for _, content in files), strict=True))
         return urls
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
-        self.hotkeys = dict(hotkeys)
+        self.hotkeys.update(hotkeys)
 
     def read_file(self, location: str) -> bytes:
         if location not in self.files:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -25,6 +26,7 @@ T = TypeVar("T")
 FILES_A_REQUEST = 100
 TASKS_A_REQUEST = 1000
 TASKS_A_PAGE = 500
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"  # the only one that a filter of tasks takes
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class LabelStudioGateway:
 
     url: address, with its sub-path where it has one; token: a personal access token or a legacy one.
     image_hosts: further hosts (``host`` or ``host:port``) from which image addresses may be read.
-    Raises Refused for a token that has expired.
+    Raises Refused for a token that has expired or that no server can have made.
     """
 
     def __init__(
@@ -120,12 +122,16 @@ class LabelStudioGateway:
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._url = url.rstrip("/") + "/"
+        if not (token.isascii() and token.isprintable()) or " " in token or not token:
+            # the HTTP library would refuse it too, in a message that shows it
+            raise _refused(self.url, "it is empty or has a character that no token has, a line break perhaps")
         self._hosts = {urlsplit(self._url).netloc, *image_hosts}
         self._http = httpx.Client(timeout=timeout, follow_redirects=True, transport=transport)
         try:
             client = LabelStudio(base_url=self._url, api_key=token, httpx_client=self._http)
         except ApiError as error:
-            raise _refused(self.url, str(error.body)) from error
+            self._http.close()
+            raise self._not_logged_in(error) from error
         self._wrapper = client._client_wrapper
 
     def close(self) -> None:
@@ -171,7 +177,7 @@ class LabelStudioGateway:
                 "filter": "filter:tasks:updated_at",
                 "operator": "greater",
                 "type": "Datetime",
-                "value": since,
+                "value": datetime.fromisoformat(since).astimezone(UTC).strftime(TIME_FORMAT),
             }
             query["filters"] = {"conjunction": "and", "items": [changed]}
         if ids is None:
@@ -246,7 +252,11 @@ class LabelStudioGateway:
     def read_file(self, location: str) -> bytes:
         # a task's own path is the server's, whatever sub-path the server has
         address = urljoin(self._url, location.lstrip("/")) if location.startswith("/") else location
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+            httpx.URL(address)
+        except (ValueError, httpx.InvalidURL) as error:
+            raise ImageError(f"image {location!r} is no address ({error}); correct the task's data") from error
         if parts.scheme not in ("http", "https"):
             raise ImageError(
                 f"image {location!r}: only http(s) addresses and the server's own paths can be read; "
@@ -259,16 +269,15 @@ class LabelStudioGateway:
             )
         own = parts.netloc == urlsplit(self._url).netloc
         try:
-            answer = self._http.get(
-                address, headers=self._wrapper.get_headers() if own else None, follow_redirects=own
-            )
+            headers = self._headers() if own else None
+            answer = self._http.get(address, headers=headers, follow_redirects=own)
         except httpx.HTTPError as error:
             raise Unreachable(f"image {location!r} cannot be read: {error or type(error).__name__}") from error
-        except ApiError as error:
-            raise _refused(self.url, str(error.body)) from error
+        if own and answer.status_code == httpx.codes.UNAUTHORIZED:
+            raise _refused(self.url, _said(answer))
         if answer.status_code != httpx.codes.OK:
             raise ImageError(
-                f"image {location!r}: {self.url} answers {answer.status_code}; "
+                f"image {location!r}: {parts.netloc} answers {answer.status_code}; "
                 "restore the file, or delete the task"
             )
         return answer.content
@@ -279,14 +288,13 @@ class LabelStudioGateway:
     def _call(self, method: str, path: str, once: bool = False, **request: Any) -> Any:
         options: RequestOptions = {"max_retries": 0} if once else {}
         try:
+            self._headers()
             answer = self._wrapper.httpx_client.request(path, method=method, request_options=options, **request)
         except httpx.HTTPError as error:
             raise Unreachable(
                 f"no answer from Label Studio at {self.url} ({error or type(error).__name__}); "
                 "start it, or correct LABEL_STUDIO_URL"
             ) from error
-        except ApiError as error:
-            raise _refused(self.url, str(error.body)) from error
         if answer.is_success:
             try:
                 return answer.json() if answer.content else None
@@ -295,8 +303,26 @@ class LabelStudioGateway:
         self._raise(method, path, answer)
         return None
 
+    def _headers(self) -> dict[str, str]:
+        """The headers of the caller's account; a personal access token is exchanged for a fresh one here."""
+        try:
+            return self._wrapper.get_headers()
+        except ApiError as error:
+            raise self._not_logged_in(error) from error
+        except ValueError as error:  # the exchange was not answered in JSON
+            raise NotLabelStudio(_not_label_studio(self.url)) from error
+
+    def _not_logged_in(self, error: ApiError) -> ServerError:
+        if error.status_code in (400, 401, 403):
+            said = error.body.get("detail") if isinstance(error.body, dict) else error.body
+            return _refused(self.url, str(said))
+        return ServerError(
+            f"POST api/token/refresh/: {self.url} answers {error.status_code}; "
+            "look in the server's log, then run the command again"
+        )
+
     def _raise(self, method: str, path: str, answer: httpx.Response) -> None:
-        said = answer.text[:500]
+        said = _said(answer)
         if answer.status_code in (401, 403):
             raise _refused(self.url, said)
         if answer.status_code == httpx.codes.NOT_FOUND:
@@ -326,6 +352,17 @@ def _project(item: Mapping[str, Any]) -> Project:
 
 def _not_label_studio(url: str) -> str:
     return f"what answers at {url} is not Label Studio; correct LABEL_STUDIO_URL (with its sub-path, if any)"
+
+
+def _said(answer: httpx.Response) -> str:
+    """What an error answer says, without its markup."""
+    try:
+        body = answer.json()
+    except ValueError:
+        return "no reason given" if "html" in answer.headers.get("content-type", "") else answer.text[:300]
+    if not isinstance(body, dict):
+        return str(body)[:300]
+    return " ".join(str(body[name]) for name in ("detail", "validation_errors") if body.get(name))[:300]
 
 
 def _refused(url: str, said: str) -> Refused:

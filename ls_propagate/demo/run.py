@@ -1,0 +1,336 @@
+"""The demo: the whole job in a Label Studio of its own, and a report of what came of it."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ls_propagate import pipeline
+from ls_propagate.demo.annotator import Annotator
+from ls_propagate.demo.dataset import Dataset, Objects, read_dataset
+from ls_propagate.demo.scenes import make_scenes
+from ls_propagate.demo.server import Server, label_studio, new_user
+from ls_propagate.settings import Settings, load_settings
+from plugin.label_studio.gateway import Gateway, chunks
+from plugin.label_studio.images import image_key
+from plugin.label_studio.labeling import read_labeling
+from plugin.label_studio.regions import mask_of, regions_of
+from propagation.campaign import Campaign
+from propagation.masks import mask_id
+from propagation.quality import RIGHT_IOU, truth_iou
+from propagation.summary import Row, summarize
+from sync.daemon import Step
+
+ANNOTATOR = ("annotator@example.com", "look-closely-1")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What to run. images: generated scenes where no dataset is given; budget: questions in all."""
+
+    data: Path
+    dataset: Path | None = None
+    images: int = 420
+    budget: int = 1500
+    error_rate: float = 0.0
+    delay: float = 0.0
+    seed: int = 0
+    keep: bool = False
+    interactive: bool = False
+
+
+@dataclass(frozen=True)
+class Project:
+    """The demo's source project: its number, and the objects of each image by image key."""
+
+    number: int
+    truth: Objects
+
+
+class Clock:
+    """Seconds a step, told as they are known."""
+
+    def __init__(self, console: Console) -> None:
+        self.seconds: dict[str, float] = {}
+        self._console = console
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time one step."""
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begin, 1)
+        self._console.print(f"{name}: {self.seconds[name]} s")
+
+
+def run_demo(demo: Demo, report: Path | None, console: Console, progress: pipeline.Progress) -> dict[str, Any]:
+    """Run the demo, print its report, write it to ``report`` as JSON, and answer it."""
+    clock = Clock(console)
+    demo.data.mkdir(parents=True, exist_ok=True)
+    with clock.step("images"):
+        folder = demo.dataset or demo.data / f"scenes-{demo.images}-{demo.seed}"
+        if demo.dataset is None and not (folder / "pool" / "ground_truth.json").is_file():
+            make_scenes(folder, demo.images, demo.seed)
+        dataset = read_dataset(folder)
+    with clock.step("start Label Studio"):
+        running = label_studio(demo.data / "label-studio")
+        server = running.__enter__()
+    try:
+        made = _run(demo, dataset, server, clock, console, progress)
+        console.print(report_table(made))
+        for line in closing_lines(made):
+            console.print(line, markup=False)
+        if report is not None:
+            report.write_text(json.dumps(made, indent=1))
+        if demo.keep:
+            console.print(
+                f"Label Studio runs at {server.url}: {server.email}, password {server.password}. Ctrl-C ends."
+            )
+            _wait_for_interrupt()
+        return made
+    finally:
+        running.__exit__(None, None, None)
+
+
+def _run(
+    demo: Demo, dataset: Dataset, server: Server, clock: Clock, console: Console, progress: pipeline.Progress
+) -> dict[str, Any]:
+    settings = demo_settings(demo, dataset, server)
+    with pipeline.open_store(settings) as store, pipeline.open_gateway(settings) as gateway:
+        with clock.step("source project"):
+            project = source_project(gateway, dataset, demo.data)
+            connection = pipeline.connect(gateway, store, str(project.number))
+        with clock.step("detect"):
+            table, _ = pipeline.detect(gateway, store, settings, progress=progress)
+        with clock.step("cluster and push predictions"):
+            pipeline.cluster(gateway, store, settings, progress)
+        iou = truth_iou(table, project.truth)
+        right = dict(zip(table.ids.tolist(), (iou > RIGHT_IOU).tolist(), strict=True))
+        with clock.step("ask, answer, decide, write back"):
+            daemon = pipeline.open_daemon(gateway, store, settings)
+            if demo.interactive:
+                console.print(
+                    f"Answer pages at {server.url}/projects/{connection.pages}/data?labeling=1\n"
+                    f"as {ANNOTATOR[0]}, password {ANNOTATOR[1]}. Ctrl-C ends the demo.",
+                    markup=False,
+                )
+            with closing(new_user(server, *ANNOTATOR)) as client:
+                annotator = Annotator(client, connection.pages, right, demo.error_rate, demo.delay)
+                _answered(daemon.run, annotator, demo.interactive, progress("questions", demo.budget))
+        counts = read_back(gateway, connection)
+        with clock.step("run every step again"):
+            pipeline.detect(gateway, store, settings)
+            pipeline.cluster(gateway, store, settings)
+            pipeline.open_daemon(gateway, store, settings).step()
+        again = read_back(gateway, connection)
+    return report_of(daemon.campaign, iou, counts, again == counts, clock.seconds)
+
+
+def _answered(
+    run: Callable[..., None], annotator: Annotator, interactive: bool, bar: Callable[[int], None]
+) -> None:
+    """The daemon until it has nothing left to ask, with the annotator at work beside it."""
+    stop, failed = threading.Event(), []
+
+    def answer() -> None:
+        try:
+            annotator.run(stop)
+        except Exception as error:
+            failed.append(error)
+            stop.set()
+
+    def told(step: Step) -> None:
+        bar(step.answers * 20)
+
+    worker = threading.Thread(target=answer, name="annotator")
+    if not interactive:
+        worker.start()
+    try:
+        run(stop, every=0.3, told=told, until_finished=True)
+    except KeyboardInterrupt:
+        if not interactive:
+            raise
+    finally:
+        stop.set()
+        if not interactive:
+            worker.join()
+    if failed:
+        raise failed[0]
+
+
+def _wait_for_interrupt() -> None:
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        return
+
+
+def demo_settings(demo: Demo, dataset: Dataset, server: Server) -> Settings:
+    """The demo's settings, also left as a file for ``ls-propagate status --config``."""
+    if dataset.predictions is not None:
+        chosen: dict[str, Any] = {
+            "name": "precomputed",
+            "predictions": dataset.predictions,
+            "images": dataset.folder / "pool" / "ground_truth.json",
+        }
+        if dataset.features is not None:
+            chosen["features"] = dataset.features
+    else:
+        chosen = {"name": "watershed", "seed": dataset.folder / "seed"}
+    lines = [f"data_dir = {json.dumps(str(demo.data.resolve() / 'campaign'))}", "", "[segmenter]"]
+    for name, value in chosen.items():
+        lines.append(f"{name} = {json.dumps(str(value.resolve() if isinstance(value, Path) else value))}")
+    lines += ["", "[strategy]", f"budget = {demo.budget}", f"seed = {demo.seed}", ""]
+    file = demo.data / "ls-propagate.toml"
+    file.write_text("\n".join(lines))
+    return load_settings(file, label_studio_url=server.url, label_studio_api_key=server.token)
+
+
+def source_project(gateway: Gateway, dataset: Dataset, data: Path) -> Project:
+    """The source project with every image as a task, the seed set's with its annotations; made once."""
+    known = data / "project.json"
+    if not known.is_file():
+        config = labeling_config(dataset.categories)
+        number = gateway.create_project(f"Demo: {dataset.folder.name[:40]}", config, "", {}).id
+        labeling = read_labeling(config, dataset.categories, {}, "demo")
+        files: dict[str, str] = {}
+        for part in (dataset.seed, dataset.pool):
+            tasks = []
+            for paths in chunks(part.images, 100):
+                urls = gateway.upload(number, [(path.name, path.read_bytes()) for path in paths])
+                for path, url in zip(paths, urls, strict=True):
+                    files[image_key(url)] = path.name
+                    tasks.append(_task(url, part.objects.get(path.name, []), labeling, part is dataset.seed))
+            gateway.import_tasks(number, tasks)
+        known.write_text(json.dumps({"project": number, "files": files}))
+    made = json.loads(known.read_text())
+    truth = {key: dataset.pool.objects.get(name, []) for key, name in made["files"].items()}
+    return Project(made["project"], truth)
+
+
+def _task(url: str, objects: list[Any], labeling: Any, annotated: bool) -> dict[str, Any]:
+    task: dict[str, Any] = {"data": {"image": url}}
+    if annotated:
+        result = [
+            {name: value for name, value in region.items() if name not in ("meta", "score")}
+            for category, rle in objects
+            for region in regions_of(mask_id(url, category, rle), rle, category, 1.0, {}, labeling)
+        ]
+        task["annotations"] = [{"result": result, "ground_truth": False}]
+    return task
+
+
+def labeling_config(categories: list[str]) -> str:
+    """A labeling config with polygons and brushes for every category."""
+    labels = "".join(f"<Label value={quoteattr(name)}/>" for name in categories)
+    return (
+        '<View><Image name="image" value="$image" zoom="true" zoomControl="true"/>'
+        f'<PolygonLabels name="polygon" toName="image" strokeWidth="2">{labels}</PolygonLabels>'
+        f'<BrushLabels name="brush" toName="image">{labels}</BrushLabels></View>'
+    )
+
+
+def read_back(gateway: Gateway, connection: pipeline.Connection) -> dict[str, int]:
+    """What Label Studio holds, counted there."""
+    fields = ["annotations", "result", "was_cancelled", "predictions", "model_version", "parent_prediction"]
+    tasks = list(gateway.tasks(connection.project, fields))
+    pages = list(gateway.tasks(connection.pages, ["data", "annotations", "was_cancelled"]))
+    written = [a for task in tasks for a in task["annotations"] if a.get("parent_prediction")]
+    masks = [mask_of(region) for annotation in written for region in annotation["result"]]
+    return {
+        "tasks": len(tasks),
+        "predictions": sum(len(task["predictions"]) for task in tasks),
+        "annotations": sum(len(task["annotations"]) for task in tasks),
+        "propagated_annotations": len(written),
+        "propagated_regions": len(masks),
+        "propagated_masks": len(set(masks)),
+        "pages": len(pages),
+        "answers": sum(len(page["annotations"]) for page in pages),
+    }
+
+
+def report_of(
+    campaign: Campaign,
+    iou: NDArray[np.float32],
+    counts: Mapping[str, int],
+    unchanged: bool,
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    """The report: the campaign's rows with their truth, and what Label Studio says."""
+    rows = summarize(campaign)
+    accepted, category = campaign.accepted(), campaign.table.category
+    inside = [accepted & (category == place) for place in range(len(rows) - 1)] + [accepted]
+    return {
+        "claim": campaign.strategy.claim,
+        "rows": [_scored(row, iou[mask]) for row, mask in zip(rows, inside, strict=True)],
+        "questions_asked": campaign.questions_asked,
+        "label_studio": dict(counts),
+        "regions_equal_accepted": counts["propagated_masks"] == int(accepted.sum()),
+        "second_run_changed_nothing": unchanged,
+        "seconds": dict(seconds),
+    }
+
+
+def _scored(row: Row, iou: NDArray[np.float32]) -> dict[str, Any]:
+    known = len(iou) > 0
+    return {
+        **asdict(row),
+        "precision": round(float((iou > RIGHT_IOU).mean()), 4) if known else None,
+        "mean_iou": round(float(iou.mean()), 4) if known else None,
+    }
+
+
+def report_table(report: Mapping[str, Any]) -> Table:
+    """The report's rows for the terminal."""
+    table = Table(title="What came of it")
+    table.add_column("category")
+    for name in (
+        "masks",
+        "outdone",
+        "questions",
+        "accepted",
+        "rejected",
+        "open",
+        "estimate",
+        "truly right",
+        "mean IoU",
+    ):
+        table.add_column(name, justify="right")
+    for row in report["rows"]:
+        shares = (_percent(row[name]) for name in ("estimate", "precision", "mean_iou"))
+        counts = (str(row[name]) for name in ("masks", "outdone", "questions", "accepted", "rejected", "open"))
+        table.add_row(Text(row["category"]), *counts, *shares, end_section=row is report["rows"][-2])
+    return table
+
+
+def closing_lines(report: Mapping[str, Any]) -> list[str]:
+    """What the table leaves out."""
+    counts, total = report["label_studio"], report["rows"][-1]
+    questions = report["questions_asked"]
+    return [
+        f"{total['accepted']} masks accepted for {questions} questions"
+        + (f", {total['accepted'] / questions:.1f} a question." if questions else "."),
+        f"In Label Studio: {counts['propagated_masks']} masks in {counts['propagated_annotations']} annotations "
+        f"({'the same masks' if report['regions_equal_accepted'] else 'NOT the accepted number'}), "
+        f"{counts['predictions']} predictions, {counts['answers']} answers on {counts['pages']} pages.",
+        "Every step run again: "
+        + ("no count changed." if report["second_run_changed_nothing"] else "COUNTS CHANGED."),
+        "Shares of right masks are estimates from the answers, not a promise.",
+    ]
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
