@@ -1,80 +1,84 @@
-"""Makes the screenshots of the docs from a running Label Studio.
+"""Makes the screenshots of the docs: a small campaign on generated scenes, looked at as people would.
 
-python docs/screenshots.py --url http://127.0.0.1:8080 --user admin@example.com --password … \
-    --verify 2 --source 1 --out docs/images
+python docs/screenshots.py [FOLDER]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import sys
+import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ls_propagate import pipeline
+from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.browser import close_popups, log_in, open_browser, open_label_stream
-from propagation.errors import Missing
+from ls_propagate.demo.dataset import read_dataset
+from ls_propagate.demo.run import ANNOTATOR, Demo, answered, demo_settings, source_project
+from ls_propagate.demo.scenes import make_scenes
+from ls_propagate.demo.server import label_studio, new_user
+from ls_propagate.settings import StrategySettings
+from propagation.quality import RIGHT_IOU, truth_iou
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+    from sync.daemon import Daemon
 
-def shoot_page(page: Page, url: str, project: int, out: Path) -> None:
-    """page.png, a page as it comes, and page-marked.png, with two crops marked wrong."""
+
+def shoot_page(page: Page, url: str, project: int, right: dict[str, bool], out: Path) -> None:
+    """page.png, a page as it comes, and page-marked.png, with its wrong crops marked."""
     open_label_stream(page, url, project)
     page.screenshot(path=out / "page.png")
-    for key in ("4", "s"):
-        page.keyboard.press(key)
-    page.wait_for_function("document.querySelectorAll('.grid input:checked').length === 2")
+    choices = page.locator(".grid input")
+    masks = choices.evaluate_all("inputs => inputs.map(input => input.name || input.value)")
+    wrong = [place for place, mask in enumerate(masks) if not right[mask]]
+    for place in wrong:
+        page.locator(".grid img").nth(place).click()
+    page.mouse.move(5, 5)
+    page.wait_for_function(f"document.querySelectorAll('.grid input:checked').length === {len(wrong)}")
     page.screenshot(path=out / "page-marked.png")
-    for key in ("4", "s"):  # a draft is kept for the next who opens the page
-        page.keyboard.press(key)
+    page.keyboard.press("Space")
+    page.wait_for_function("document.querySelectorAll('.grid input:checked').length === 0")
 
 
-def shoot_propagated(page: Page, url: str, project: int, out: Path) -> None:
-    """propagated.png, the first image of the source project that has annotations."""
-    page.goto(f"{url}/projects/{project}/data?task={first_annotated(page, url, project)}")
+def shoot_propagated(page: Page, url: str, daemon: Daemon, out: Path) -> None:
+    """propagated.png, the source image with the most propagated masks."""
+    task = max(daemon.campaign.written, key=lambda number: len(daemon.campaign.written[number]))
+    page.goto(f"{url}/projects/{daemon.source.project}/data?task={task}")
     page.wait_for_selector(".konvajs-content canvas")
     page.wait_for_load_state("networkidle")
     close_popups(page)
     page.screenshot(path=out / "propagated.png")
 
 
-def first_annotated(page: Page, url: str, project: int) -> int:
-    """The id of the first task with an annotation; raises Missing where there is none."""
-    annotated = {
-        "filter": "filter:tasks:total_annotations",
-        "operator": "greater",
-        "type": "Number",
-        "value": 0,
-    }
-    query = {"filters": {"conjunction": "and", "items": [annotated]}, "ordering": ["tasks:id"]}
-    answer = page.request.get(
-        f"{url}/api/tasks/",
-        params={"project": project, "page": 1, "page_size": 1, "query": json.dumps(query)},
-    )
-    tasks = answer.json()["tasks"]
-    if not tasks:
-        raise Missing(f"project {project} has no annotated task: let the campaign accept a cluster first")
-    return int(tasks[0]["id"])
-
-
-def main() -> None:
-    """Read the command line, make the screenshots."""
-    parser = argparse.ArgumentParser(description="Makes the screenshots of the docs.")
-    parser.add_argument("--url", required=True, help="Label Studio's address")
-    parser.add_argument("--user", required=True, help="e-mail of a user")
-    parser.add_argument("--password", required=True, help="the user's password")
-    parser.add_argument("--verify", required=True, type=int, help="id of the verify project, with an open page")
-    parser.add_argument("--source", required=True, type=int, help="id of the source project")
-    parser.add_argument("--out", required=True, type=Path, help="folder for the images")
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    url = options.url.rstrip("/")
-    with open_browser() as page:
-        log_in(page, url, options.user, options.password)
-        shoot_page(page, url, options.verify, options.out)
-        shoot_propagated(page, url, options.source, options.out)
+def main(out: Path, data: Path) -> None:
+    """Run the campaign and shoot."""
+    out.mkdir(parents=True, exist_ok=True)
+    make_scenes(data / "scenes", images=160)
+    dataset = read_dataset(data / "scenes")
+    with label_studio(data / "label-studio") as server:
+        settings = demo_settings(Demo(data), dataset, server)
+        # a full page, with wrong masks on it
+        chosen = StrategySettings(samples=20, split_below=0.5)
+        settings = settings.model_copy(update={"strategy": chosen})
+        with pipeline.open_store(settings) as store, pipeline.open_gateway(settings) as gateway:
+            project = source_project(gateway, dataset, data)
+            connection = pipeline.connect(gateway, store, str(project.number))
+            table, _ = pipeline.detect(gateway, store, settings)
+            pipeline.cluster(gateway, store, settings)
+            daemon = pipeline.open_daemon(gateway, store, settings)
+            daemon.step()
+            iou = truth_iou(table, project.truth)
+            right = dict(zip(table.ids.tolist(), (iou > RIGHT_IOU).tolist(), strict=True))
+            with closing(new_user(server, *ANNOTATOR)) as client, open_browser() as page:
+                log_in(page, server.url, *ANNOTATOR)
+                shoot_page(page, server.url, connection.pages, right, out)
+                answered(daemon, Annotator(client, connection.pages, right))
+                shoot_propagated(page, server.url, daemon, out)
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as folder:
+        main(Path(sys.argv[1] if sys.argv[1:] else "docs/images"), Path(folder))

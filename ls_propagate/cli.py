@@ -135,9 +135,9 @@ def sync(
 def _tell(step: Step) -> None:
     for problem in step.problems:
         errors.print(f"answer left out: {problem}", markup=False)
-    if step.answers or step.decisions or step.pages or step.images_written:
+    if step.questions or step.decisions or step.pages or step.images_written:
         console.print(
-            f"{step.answers} answers, {step.decisions} decisions, {step.pages} pages out, "
+            f"{step.questions} questions answered, {step.decisions} decisions, {step.pages} pages out, "
             f"{step.images_written} images written"
         )
     if step.finished:
@@ -214,7 +214,9 @@ def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], co
     draft = file.with_name(file.name + ".part")
     draft.write_text(json.dumps(made))
     draft.replace(file)
-    console.print(f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}", markup=False, soft_wrap=True)
+    console.print(
+        f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}", markup=False, soft_wrap=True
+    )
 
 
 @app.command()

@@ -151,9 +151,10 @@ def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:
     if isinstance(chosen, PrecomputedSettings):
         precomputed = Precomputed(chosen.predictions, chosen.images, chosen.features)
         return precomputed, f"precomputed-{_fingerprint(chosen.predictions)}"
-    from ml_backend.segmenters.watershed import train_watershed
+    from ml_backend.segmenters.seed_set import read_seed_set
+    from ml_backend.segmenters.watershed import train
 
-    return train_watershed(chosen.seed), f"watershed-{_fingerprint(chosen.seed / 'ground_truth.json')}"
+    return train(read_seed_set(chosen.seed)), f"watershed-{_fingerprint(chosen.seed / 'ground_truth.json')}"
 
 
 def _fingerprint(path: Path) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from flask import Flask, Response, jsonify, request
@@ -40,11 +41,13 @@ def create_app(
 
     @app.before_request
     def authenticate() -> Response | None:
-        given = (request.authorization.password if request.authorization else None) or ""
         # Label Studio sends no credentials with events, and nothing is done upon one
         if password is None or request.path in ("/health", "/webhook"):
             return None
-        if hmac.compare_digest(given.encode(), password.encode()):
+        given = _password(request.headers.get("Authorization", ""))
+        # Label Studio sends Latin-1, browsers and curl UTF-8
+        known = {password.encode(), password.encode("latin-1", "xmlcharrefreplace")}
+        if any(hmac.compare_digest(given, one) for one in known):
             return None
         return Response(
             "give the backend's password in Label Studio's settings of this model\n",
@@ -73,7 +76,7 @@ def create_app(
     @app.post("/predict")
     def predict() -> Response | tuple[Response, int]:
         body = request.get_json(silent=True)
-        if not isinstance(body, dict) or not isinstance(body.get("tasks"), list) or "label_config" not in body:
+        if not _is_request(body):
             return jsonify(error="send JSON with tasks (a list) and label_config"), 400
         labeling = read_labeling(body["label_config"], segmenter.categories, names, str(body.get("project")))
         tasks = body["tasks"]
@@ -108,3 +111,22 @@ def create_app(
         return jsonify(status="ignored")
 
     return app
+
+
+def _password(authorization: str) -> bytes:
+    """The password in a header of basic authentication; empty where it is none."""
+    scheme, _, encoded = authorization.partition(" ")
+    try:
+        return base64.b64decode(encoded).partition(b":")[2] if scheme.lower() == "basic" else b""
+    except ValueError:
+        return b""
+
+
+def _is_request(body: Any) -> TypeGuard[Json]:
+    """Whether a body has tasks, each with its data, and a labeling config."""
+    return (
+        isinstance(body, dict)
+        and "label_config" in body
+        and isinstance(body.get("tasks"), list)
+        and all(isinstance(task, dict) and isinstance(task.get("data"), dict | None) for task in body["tasks"])
+    )

@@ -238,7 +238,9 @@ class Campaign:
                 front.extend((place, half) for half in halves if (place, half) in self.state)
 
     def next_round(self) -> Iterator[Decided | PageIssued]:
-        """What to ask next: splits made without asking, then pages. Apply each before taking the next.
+        """What to ask next: splits made without asking, then pages.
+
+        Apply each split before taking the next event; store the pages of a round together, all or none.
 
         Nothing while a page still waits for its answer; first of all, pages that came back are asked
         again. The order of answers within a round changes nothing.

@@ -209,7 +209,9 @@ def write_table(table: MaskTable, folder: Path) -> None:
     columns = {
         "mask_id": pa.array(table.ids),
         "image": pa.DictionaryArray.from_arrays(pa.array(table.image), pa.array(table.images)),
-        "category": pa.DictionaryArray.from_arrays(pa.array(table.category), pa.array(table.categories, type=pa.string())),
+        "category": pa.DictionaryArray.from_arrays(
+            pa.array(table.category), pa.array(table.categories, type=pa.string())
+        ),
         "score": pa.array(table.score),
         "box": pa.FixedSizeListArray.from_arrays(pa.array(table.box.ravel()), 4),
         "area": pa.array(table.area),

@@ -7,14 +7,15 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from plugin.label_studio.gateway import Gateway, Json
+from plugin.label_studio.gateway import Gateway
 from propagation.campaign import Campaign
 from propagation.errors import AnswerError
-from propagation.events import Event, ImageTaken
+from propagation.events import Event, ImageTaken, PageAnswered, PageIssued
+from sync.changes import Changes
 from sync.pages import VerifyProjects, post_pages
 from sync.source import ANNOTATION_FIELDS, Source, people
 from sync.store import SourceTask, Store
-from sync.verdicts import FIELDS, overlapping, read_verdicts
+from sync.verdicts import FIELDS, read_verdicts
 from sync.writeback import write_back
 
 log = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ log = logging.getLogger(__name__)
 class Step:
     """What one pass of the daemon did."""
 
-    answers: int = 0
+    questions: int = 0
     decisions: int = 0
     pages: int = 0
     images_written: int = 0
@@ -59,6 +60,9 @@ class Daemon:
         self._tasks: Sequence[SourceTask] = store.source_tasks()
         self._locations = {task.image: task.location for task in self._tasks}
         self._images = {task.task: task.image for task in self._tasks}
+        self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify")}
+        self._source_changes = Changes(gateway, source.project, ANNOTATION_FIELDS, self._cursors["cursor:source"])
+        self._verify_changes = Changes(gateway, verify.pages, FIELDS, self._cursors["cursor:verify"])
 
     def step(self) -> Step:
         """One pass: read, decide, ask, write back."""
@@ -70,12 +74,18 @@ class Daemon:
         for decision in self.campaign.decisions():
             self._record([decision])
             step.decisions += 1
-        issued = 0
+        pages: list[Event] = []
+        splits = 0
         for event in self.campaign.next_round():
-            self._record([event])
-            issued += 1
+            if isinstance(event, PageIssued):
+                pages.append(event)
+            else:
+                self._record([event])
+                splits += 1
+        # all or none: of a round cut in two, a cluster would stay half asked
+        self._record(pages)
         self._post(step)
-        step.finished = not issued and not self.campaign.waiting_pages
+        step.finished = not splits and not self.campaign.waiting_pages
         if step.finished or self._milestone():
             step.images_written = write_back(self.gateway, self.source, self.campaign, self._tasks, self._record)
         return step
@@ -106,35 +116,27 @@ class Daemon:
         return int(self.campaign.accepted().sum()) - written >= max(self.write_every, written)
 
     def _read_source(self) -> None:
-        tasks = self._changed(self.source.project, "source", ANNOTATION_FIELDS)
         taken = [
             ImageTaken(image)
-            for task in tasks
+            for task in self._source_changes.read()
             if (image := self._images.get(task["id"])) is not None
             and not self.campaign.is_taken(image)
             and people(task, self.campaign, self.source)
         ]
-        self._record(taken, **self._seen("source", tasks))
+        self._record(taken, **{"cursor:source": self._source_changes.cursor})
 
     def _read_verify(self, step: Step) -> None:
-        tasks = self._changed(self.verify.pages, "verify", FIELDS)
-        events, step.problems = read_verdicts(tasks, self.campaign)
+        events, step.problems = read_verdicts(self._verify_changes.read(), self.campaign)
         for problem in step.problems:
             log.warning("%s", problem)
-        self._record(events, **self._seen("verify", tasks))
-        step.answers = len(events)
+        self._record(events, **{"cursor:verify": self._verify_changes.cursor})
+        step.questions = sum(len(event.verdicts) for event in events if isinstance(event, PageAnswered))
 
-    def _changed(self, project: int, cursor: str, fields: Sequence[str]) -> list[Json]:
-        since = overlapping(self.store.fact(f"cursor:{cursor}"))
-        return list(self.gateway.tasks(project, fields, since=since))
-
-    @staticmethod
-    def _seen(cursor: str, tasks: Sequence[Json]) -> dict[str, str]:
-        return {f"cursor:{cursor}": max(task["updated_at"] for task in tasks)} if tasks else {}
-
-    def _record(self, events: Sequence[Event], **facts: str) -> None:
+    def _record(self, events: Sequence[Event], **facts: str | None) -> None:
         """Store events, then let the campaign know them."""
-        if events or facts:
-            self.store.append(events, **facts)
+        moved = {name: value for name, value in facts.items() if value != self._cursors.get(name)}
+        if events or moved:
+            self.store.append(events, **moved)
+            self._cursors.update(moved)
         for event in events:
             self.campaign.apply(event)

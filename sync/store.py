@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, IntegrityError, SQLAlchemyError
 
 from propagation.errors import StoreError
 from propagation.events import Event, from_record, to_record
@@ -57,22 +57,29 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
-        address = sa.make_url(url)
-        if address.get_backend_name() == "sqlite" and address.database:
-            Path(address.database).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(address)
+        try:
+            address = sa.make_url(url)
+            if address.get_backend_name() == "sqlite" and address.database:
+                Path(address.database).parent.mkdir(parents=True, exist_ok=True)
+            self._engine = sa.create_engine(address)
+        except (ArgumentError, ImportError, OSError) as error:
+            raise StoreError(
+                f"the store setting cannot be used ({error}); correct it, or install its driver"
+            ) from error
         if address.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
         try:
             metadata.create_all(self._engine)
             schema = self.fact("schema")
         except SQLAlchemyError as error:
+            self.close()
             raise StoreError(
                 f"the store {address!r} cannot be opened ({error}); correct the store setting"
             ) from error
         if schema is None:
             self.remember(schema=SCHEMA)
         elif schema != SCHEMA:
+            self.close()
             raise StoreError(f"the store {address!r} has schema {schema}, this version knows {SCHEMA}; update it")
         self._seq = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 
 from plugin.label_studio.gateway import Json
 from plugin.label_studio.pages import is_answer, read_answer
@@ -14,16 +13,6 @@ from propagation.events import PageAnswered, PageReturned, Verdict
 FIELDS = (
     "data", "annotations", "result", "was_cancelled", "completed_by", "lead_time",
 )  # fmt: skip
-OVERLAP = timedelta(seconds=10)
-
-
-def overlapping(since: str | None) -> str | None:
-    """A little before a time, since changes may become visible out of order; reading one twice is harmless."""
-    if since is None:
-        return None
-    earlier = datetime.fromisoformat(since) - OVERLAP
-    # the one form of time that Label Studio's filters read
-    return earlier.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def read_verdicts(

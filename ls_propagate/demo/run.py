@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from propagation.campaign import Campaign
 from propagation.masks import mask_id
 from propagation.quality import RIGHT_IOU, truth_iou
 from propagation.summary import Row, summarize
-from sync.daemon import Step
+from sync.daemon import Daemon, Step
 
 ANNOTATOR = ("annotator@example.com", "look-closely-1")
 
@@ -85,10 +85,9 @@ def run_demo(demo: Demo, report: Path | None, console: Console, progress: pipeli
         if demo.dataset is None and not (folder / "pool" / "ground_truth.json").is_file():
             make_scenes(folder, demo.images, demo.seed)
         dataset = read_dataset(folder)
-    with clock.step("start Label Studio"):
-        running = label_studio(demo.data / "label-studio")
-        server = running.__enter__()
-    try:
+    with ExitStack() as stack:
+        with clock.step("start Label Studio"):
+            server = stack.enter_context(label_studio(demo.data / "label-studio"))
         made = _run(demo, dataset, server, clock, console, progress)
         console.print(report_table(made))
         for line in closing_lines(made):
@@ -99,10 +98,9 @@ def run_demo(demo: Demo, report: Path | None, console: Console, progress: pipeli
             console.print(
                 f"Label Studio runs at {server.url}: {server.email}, password {server.password}. Ctrl-C ends."
             )
-            _wait_for_interrupt()
+            with suppress(KeyboardInterrupt):
+                threading.Event().wait()
         return made
-    finally:
-        running.__exit__(None, None, None)
 
 
 def _run(
@@ -127,9 +125,11 @@ def _run(
                     f"as {ANNOTATOR[0]}, password {ANNOTATOR[1]}. Ctrl-C ends the demo.",
                     markup=False,
                 )
-            with closing(new_user(server, *ANNOTATOR)) as client:
+            bar = progress("questions", demo.budget)
+            interruptible = suppress(KeyboardInterrupt) if demo.interactive else nullcontext()
+            with closing(new_user(server, *ANNOTATOR)) as client, interruptible:
                 annotator = Annotator(client, connection.pages, right, demo.error_rate, demo.delay)
-                _answered(daemon.run, annotator, demo.interactive, progress("questions", demo.budget))
+                answered(daemon, None if demo.interactive else annotator, lambda step: bar(step.questions))
         counts = read_back(gateway, connection)
         with clock.step("run every step again"):
             pipeline.detect(gateway, store, settings)
@@ -139,43 +139,34 @@ def _run(
     return report_of(daemon.campaign, iou, counts, again == counts, clock.seconds)
 
 
-def _answered(
-    run: Callable[..., None], annotator: Annotator, interactive: bool, bar: Callable[[int], None]
+def answered(
+    daemon: Daemon, annotator: Annotator | None, told: Callable[[Step], None] = lambda step: None
 ) -> None:
-    """The daemon until it has nothing left to ask, with the annotator at work beside it."""
-    stop, failed = threading.Event(), []
+    """Run the daemon until it has nothing left to ask, with a simulated annotator at work beside it, or none.
 
-    def answer() -> None:
+    Raises what the annotator raised.
+    """
+    failed: list[Exception] = []
+    stop = threading.Event()
+
+    def answer(annotator: Annotator) -> None:
         try:
             annotator.run(stop)
         except Exception as error:
             failed.append(error)
             stop.set()
 
-    def told(step: Step) -> None:
-        bar(step.answers * 20)
-
-    worker = threading.Thread(target=answer, name="annotator")
-    if not interactive:
+    worker = threading.Thread(target=answer, args=[annotator]) if annotator else None
+    if worker:
         worker.start()
     try:
-        run(stop, every=0.3, told=told, until_finished=True)
-    except KeyboardInterrupt:
-        if not interactive:
-            raise
+        daemon.run(stop, every=0.3, told=told, until_finished=True)
     finally:
         stop.set()
-        if not interactive:
+        if worker:
             worker.join()
     if failed:
         raise failed[0]
-
-
-def _wait_for_interrupt() -> None:
-    try:
-        threading.Event().wait()
-    except KeyboardInterrupt:
-        return
 
 
 def demo_settings(demo: Demo, dataset: Dataset, server: Server) -> Settings:

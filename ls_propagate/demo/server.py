@@ -92,6 +92,7 @@ def new_user(server: Server, email: str, password: str) -> httpx.Client:
     path = invitation.json()["invite_url"]
     _post_form(client, path, {"email": email, "password": password, "allow_newsletters": "false"})
     if client.get("/api/current-user/whoami").status_code != httpx.codes.OK:
+        client.close()
         return log_in(server.url, email, password)
     return client
 
@@ -101,6 +102,7 @@ def log_in(url: str, email: str, password: str) -> httpx.Client:
     client = httpx.Client(base_url=url, timeout=60, follow_redirects=True)
     _post_form(client, "/user/login/", {"email": email, "password": password})
     if client.get("/api/current-user/whoami").status_code != httpx.codes.OK:
+        client.close()
         raise ServerError(f"{url} refuses the account {email}; delete the demo's data folder and start it again")
     return client
 

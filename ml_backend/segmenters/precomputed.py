@@ -164,6 +164,7 @@ class _Names:
         self.file = file
         self._whole: dict[str, int] = {}
         self._last: dict[str, list[str]] = defaultdict(list)
+        self._uploaded: dict[str, list[str]] = defaultdict(list)
         for key, name in names.items():
             if name in self._whole:
                 raise InputError(
@@ -171,38 +172,38 @@ class _Names:
                     "give each image one entry and a name of its own"
                 )
             self._whole[name] = key
-            self._last[PurePosixPath(name).name].append(name)
+            last = PurePosixPath(name).name
+            self._last[last].append(name)
+            self._uploaded[_stored(last)].append(name)
 
     def find(self, key: str) -> int | None:
         """The image of a key: by its whole name, by the longest end of its path, then by last names alone."""
-        spellings = _spellings(key)
-        for spelling in spellings:
+        parts = _path(key).parts
+        for spelling in (key, *("/".join(parts[start:]) for start in range(len(parts)))):
             if spelling in self._whole:
                 return self._whole[spelling]
-        for spelling in spellings:
-            names = self._last.get(spelling, [])
-            if len(names) > 1:
-                raise InputError(
-                    f"image {key} may be {names[0]} or {names[1]} of {self.file}; "
-                    "make the file names differ, or keep their folders in the project's image paths"
-                )
-            if names:
-                return self._whole[names[0]]
-        return None
+        last = parts[-1] if parts else key
+        names = self._last.get(last, [])
+        if not names and UPLOAD_PREFIX.match(last):
+            names = self._uploaded.get(UPLOAD_PREFIX.sub("", last), [])
+        if len(names) > 1:
+            raise InputError(
+                f"image {key} may be {names[0]} or {names[1]} of {self.file}; "
+                "make the file names differ, or keep their folders in the project's image paths"
+            )
+        return self._whole[names[0]] if names else None
 
 
-def _spellings(key: str) -> list[str]:
-    """What a key may be called in a COCO file, the most telling first.
-
-    The path is that of the URL, or its ``d`` parameter (Label Studio's local files); every end of it counts,
-    and its last segment without the prefix that Label Studio gives to uploads.
-    """
+def _path(key: str) -> PurePosixPath:
+    """The path of an image key: the URL's, or its ``d`` parameter (Label Studio's local files)."""
     url = urlsplit(key)
     local = parse_qs(url.query).get("d")
-    parts = PurePosixPath(local[0] if local else unquote(url.path)).parts
-    ends = ["/".join(parts[start:]) for start in range(len(parts))]
-    last = parts[-1] if parts else key
-    return [key, *ends, UPLOAD_PREFIX.sub("", last)]
+    return PurePosixPath(local[0] if local else unquote(url.path))
+
+
+def _stored(name: str) -> str:
+    """What Label Studio calls an uploaded file behind its prefix, as Django's ``get_valid_filename`` does."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))
 
 
 def _by(size: Iterable[int]) -> str:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import PIL.Image
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage
@@ -22,9 +19,10 @@ from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 from sklearn.model_selection import GroupKFold
 
 from ml_backend.segmenters.base import Image
-from propagation.errors import ImageError, InputError, MaskError
+from ml_backend.segmenters.seed_set import Labeled, SeedSet
+from propagation.errors import InputError
 from propagation.masks import Detections
-from propagation.rle import Rle, decode, read_segmentation
+from propagation.rle import Rle, decode
 
 BACKGROUND = -1
 CROP = 12  # pixels, the side to which a mask and its grey crop are brought
@@ -58,7 +56,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Watershed:
-    """Masks by watershed, categories and scores by trees. Made by ``train`` or ``train_watershed``.
+    """Masks by watershed, categories and scores by trees. Made by ``train``.
 
     The features of a mask are the mask and its grey crop at 12 x 12 pixels, then its size, shape and
     brightness: (n, 298) float32. Masks that score under ``least_score`` are left out.
@@ -93,40 +91,22 @@ class Watershed:
         return detections
 
 
-def train_watershed(seed_set: Path, least_score: float = LEAST_SCORE) -> Watershed:
-    """Learn from a folder with ``images/`` and ``ground_truth.json`` (COCO).
+def train(seed: SeedSet, least_score: float = LEAST_SCORE) -> Watershed:
+    """Learn from a seed set.
 
-    Raises InputError for a ground truth that is missing or empty, ImageError for an image that is missing
-    or cannot be read; the message names the file.
+    Polarity, sizes and the cut are taken from its objects. Scores are learned from masks that were named by
+    trees which had not seen their image, so that they hold on new images.
+    Raises InputError where the objects of the seed set do not stand out from what is around them.
     """
-    path = seed_set / "ground_truth.json"
-    try:
-        truth = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); write the COCO ground truth there") from error
-    _check_truth(truth, str(path))
-    return train([_read(seed_set / "images", image["file_name"]) for image in truth["images"]], truth, least_score)
-
-
-def train(images: Sequence[Image], ground_truth: Mapping[str, Any], least_score: float = LEAST_SCORE) -> Watershed:
-    """Learn from images and their COCO ground truth, matched by ``file_name`` == ``Image.key``.
-
-    Polarity, sizes and the cut are taken from the ground truth. Scores are learned from masks that were
-    named by trees which had not seen their image, so that they hold on new images.
-    Raises InputError for a ground truth without annotations or with fewer than two images, ImageError for an
-    image of the ground truth that is not among ``images``.
-    """
-    _check_truth(ground_truth, "the ground truth")
-    names = tuple(str(category["name"]) for category in _ordered_categories(ground_truth))
-    truths = _truths(images, ground_truth)
-    if not any(truth.rles for truth in truths):
-        raise InputError("no image of the ground truth has an object; annotate some of them")
-    cut = _best_cut(truths)
-    regions = [_regions(truth.image, cut) for truth in truths]
+    cut = _best_cut(seed.images)
+    regions = [_regions(labeled.image, cut) for labeled in seed.images]
     learned = _Learned(
         features=np.concatenate([features for _, features in regions]),
         overlaps=np.concatenate(
-            [_overlaps(rles, truth, len(names)) for (rles, _), truth in zip(regions, truths, strict=True)]
+            [
+                _overlaps(rles, labeled, len(seed.categories))
+                for (rles, _), labeled in zip(regions, seed.images, strict=True)
+            ]
         ),
         image=np.repeat(np.arange(len(regions)), [len(rles) for rles, _ in regions]),
     )
@@ -136,16 +116,7 @@ def train(images: Sequence[Image], ground_truth: Mapping[str, Any], least_score:
             "is around them; use another segmenter"
         )
     namer, judge = _fit(learned)
-    return Watershed(names, cut, namer, judge, least_score)
-
-
-@dataclass(frozen=True)
-class _Truth:
-    """An image of the seed set, its objects' encodings and (n,) categories."""
-
-    image: Image
-    rles: Sequence[Rle]
-    categories: NDArray[np.int64]
+    return Watershed(seed.categories, cut, namer, judge, least_score)
 
 
 @dataclass(frozen=True)
@@ -155,63 +126,6 @@ class _Learned:
     features: NDArray[np.float32]
     overlaps: NDArray[np.float64]
     image: NDArray[np.int64]
-
-
-def _check_truth(truth: Any, name: str) -> None:
-    parts = ("images", "annotations", "categories")
-    if not isinstance(truth, Mapping) or not all(truth.get(part) for part in parts):
-        raise InputError(
-            f"{name} is no COCO ground truth with images, annotations and categories; "
-            "annotate some images and export them as COCO first"
-        )
-    if len(truth["images"]) < 2:
-        raise InputError(f"{name} has one image; the scores need two or more, annotate another one")
-
-
-def _read(folder: Path, name: str) -> Image:
-    path = folder / name
-    try:
-        with PIL.Image.open(path) as picture:
-            return Image(name, np.asarray(picture.convert("RGB")))
-    except FileNotFoundError as error:
-        raise ImageError(f"{path} is missing; put the image there or take it out of ground_truth.json") from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(f"{path} cannot be read as an image ({error}); replace the file") from error
-
-
-def _truths(images: Sequence[Image], ground_truth: Mapping[str, Any]) -> list[_Truth]:
-    """The images of the ground truth with their objects, in its order."""
-    by_key = {image.key: image for image in images}
-    rows = {category["id"]: row for row, category in enumerate(_ordered_categories(ground_truth))}
-    annotations: dict[Any, list[Mapping[str, Any]]] = {}
-    for annotation in ground_truth["annotations"]:
-        annotations.setdefault(annotation["image_id"], []).append(annotation)
-    truths = []
-    for entry in ground_truth["images"]:
-        name = entry["file_name"]
-        if name not in by_key:
-            raise ImageError(f"the seed image {name} is missing; add it or take it out of the ground truth")
-        height, width = by_key[name].pixels.shape[:2]
-        rles, categories = [], []
-        for annotation in annotations.get(entry["id"], []):
-            if annotation.get("iscrowd"):
-                continue
-            try:
-                rle = read_segmentation(annotation["segmentation"], height, width)
-                if list(rle["size"]) != [height, width]:
-                    raise MaskError(f"the mask is {rle['size']}, the image {[height, width]}")
-                categories.append(rows[annotation["category_id"]])
-            except (MaskError, KeyError) as error:
-                raise MaskError(
-                    f"annotation {annotation.get('id')} of seed image {name}: {error}; correct it there"
-                ) from error
-            rles.append(rle)
-        truths.append(_Truth(by_key[name], rles, np.array(categories, np.int64)))
-    return truths
-
-
-def _ordered_categories(ground_truth: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return sorted(ground_truth["categories"], key=lambda category: int(category["id"]))
 
 
 def _grey(pixels: NDArray[np.uint8], bright: bool) -> NDArray[np.float32]:
@@ -308,17 +222,17 @@ def _square(crop: NDArray[np.float32]) -> NDArray[np.float32]:
     return cv2.resize(square, (CROP, CROP), interpolation=cv2.INTER_AREA).ravel()  # type: ignore[return-value]
 
 
-def _best_cut(truths: Sequence[_Truth]) -> Cut:
+def _best_cut(images: Sequence[Labeled]) -> Cut:
     """The cut that finds the most objects of some seed images: a setting at a time, over a few values."""
-    some = truths[:SEARCHED]
-    objects = [rle for truth in truths for rle in truth.rles]
+    some = images[:SEARCHED]
+    objects = [rle for labeled in images for rle in labeled.rles]
     boxes = coco.toBbox(objects)
     # One at a time: pycocotools 2.0.11 counts a list's masks in a byte under NumPy 2.
     areas = [coco.area(rle) for rle in objects]
     size = float(np.median(np.sqrt(boxes[:, 2] * boxes[:, 3])))
-    painted = [_painted(truth) for truth in some]
+    painted = [_painted(labeled) for labeled in some]
     bright = _objects_are_bright(some, painted)
-    greys = [_grey(truth.image.pixels, bright) for truth in some]
+    greys = [_grey(labeled.image.pixels, bright) for labeled in some]
     best = Cut(
         bright=bright,
         smoothing=1.0,
@@ -338,19 +252,19 @@ def _best_cut(truths: Sequence[_Truth]) -> Cut:
     return best
 
 
-def _painted(truth: _Truth) -> NDArray[np.int64]:
+def _painted(labeled: Labeled) -> NDArray[np.int64]:
     """(h, w) the number of the object that covers a pixel, from 1, 0 for none."""
-    numbers = np.zeros(truth.image.pixels.shape[:2], np.int64)
-    for number, rle in enumerate(truth.rles, start=1):
+    numbers = np.zeros(labeled.image.pixels.shape[:2], np.int64)
+    for number, rle in enumerate(labeled.rles, start=1):
         numbers[decode(rle)] = number
     return numbers
 
 
-def _objects_are_bright(truths: Sequence[_Truth], painted: Sequence[NDArray[np.int64]]) -> bool:
+def _objects_are_bright(images: Sequence[Labeled], painted: Sequence[NDArray[np.int64]]) -> bool:
     """Whether objects are brighter than the rest of their image, in most of the images."""
     votes = []
-    for truth, numbers in zip(truths, painted, strict=True):
-        grey = _grey(truth.image.pixels, bright=True)
+    for labeled, numbers in zip(images, painted, strict=True):
+        grey = _grey(labeled.image.pixels, bright=True)
         if 0 < np.count_nonzero(numbers) < numbers.size:
             votes.append(grey[numbers > 0].mean() > grey[numbers == 0].mean())
     return not votes or bool(np.mean(votes) >= 0.5)
@@ -371,12 +285,12 @@ def _found(greys: Sequence[NDArray[np.float32]], painted: Sequence[NDArray[np.in
     return 5 * right / max(masks + 4 * objects, 1)
 
 
-def _overlaps(rles: Sequence[Rle], truth: _Truth, categories: int) -> NDArray[np.float64]:
+def _overlaps(rles: Sequence[Rle], labeled: Labeled, categories: int) -> NDArray[np.float64]:
     """(n, categories) the IoU of each mask with the nearest object of each category."""
     overlaps = np.zeros((len(rles), categories))
-    if rles and truth.rles:
-        pairs = coco.iou(list(rles), list(truth.rles), [0] * len(truth.rles))
-        np.maximum.at(overlaps.T, truth.categories, pairs.T)
+    if rles and labeled.rles:
+        pairs = coco.iou(list(rles), list(labeled.rles), [0] * len(labeled.rles))
+        np.maximum.at(overlaps.T, labeled.categories, pairs.T)
     return overlaps
 
 

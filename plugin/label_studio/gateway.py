@@ -110,7 +110,8 @@ class LabelStudioGateway:
 
     url: address, with its sub-path where it has one; token: a personal access token or a legacy one.
     image_hosts: further hosts (``host`` or ``host:port``) from which image addresses may be read.
-    Raises Refused for a token that has expired or that no server can have made.
+    Raises Refused for a token that has expired or that no server can have made, Unreachable for a url that
+    is none.
     """
 
     def __init__(
@@ -125,7 +126,11 @@ class LabelStudioGateway:
         if not (token.isascii() and token.isprintable()) or " " in token or not token:
             # the HTTP library would refuse it too, in a message that shows it
             raise _refused(self.url, "it is empty or has a character that no token has, a line break perhaps")
-        self._hosts = {urlsplit(self._url).netloc, *image_hosts}
+        try:
+            self._host = urlsplit(self._url).netloc
+        except ValueError as error:
+            raise Unreachable(f"{url} is no address ({error}); correct LABEL_STUDIO_URL") from error
+        self._hosts = {self._host, *image_hosts}
         self._http = httpx.Client(timeout=timeout, follow_redirects=True, transport=transport)
         try:
             client = LabelStudio(base_url=self._url, api_key=token, httpx_client=self._http)
@@ -267,12 +272,15 @@ class LabelStudioGateway:
                 f"image {location!r}: its host {parts.netloc} is not trusted; "
                 "add it to image_hosts in the settings if it is yours"
             )
-        own = parts.netloc == urlsplit(self._url).netloc
+        own = parts.netloc == self._host
         try:
             headers = self._headers() if own else None
             answer = self._http.get(address, headers=headers, follow_redirects=own)
         except httpx.HTTPError as error:
-            raise Unreachable(f"image {location!r} cannot be read: {error or type(error).__name__}") from error
+            raise Unreachable(
+                f"image {location!r} cannot be read from {parts.netloc} ({str(error) or type(error).__name__}); "
+                "run the command again when it answers"
+            ) from error
         if own and answer.status_code == httpx.codes.UNAUTHORIZED:
             raise _refused(self.url, _said(answer))
         if answer.status_code != httpx.codes.OK:
@@ -292,7 +300,7 @@ class LabelStudioGateway:
             answer = self._wrapper.httpx_client.request(path, method=method, request_options=options, **request)
         except httpx.HTTPError as error:
             raise Unreachable(
-                f"no answer from Label Studio at {self.url} ({error or type(error).__name__}); "
+                f"no answer from Label Studio at {self.url} ({str(error) or type(error).__name__}); "
                 "start it, or correct LABEL_STUDIO_URL"
             ) from error
         if answer.is_success:
@@ -316,6 +324,8 @@ class LabelStudioGateway:
         if error.status_code in (400, 401, 403):
             said = error.body.get("detail") if isinstance(error.body, dict) else error.body
             return _refused(self.url, str(said))
+        if error.status_code == httpx.codes.NOT_FOUND:
+            return NotLabelStudio(_not_label_studio(self.url))
         return ServerError(
             f"POST api/token/refresh/: {self.url} answers {error.status_code}; "
             "look in the server's log, then run the command again"

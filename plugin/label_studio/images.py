@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +20,12 @@ def image_key(location: str) -> str:
     """The key by which an image is known: its task's value without the query string.
 
     A signed address changes its query with every signature. Label Studio's local files are the exception:
-    there the query names the file.
+    there the query names the file. What is no address at all is its own key, percent-encoded.
     """
-    parts = urlsplit(location)
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return quote(location)
     if parts.path.endswith(LOCAL_FILES):
         named = parse_qs(parts.query).get("d", [""])[0]
         return f"{parts._replace(query='', fragment='').geturl()}?d={named}"

@@ -48,8 +48,9 @@ def read_labeling(
             f"project {project!r}: its labeling config has no image with a control on it; add "
             '<Image name="image" value="$image"/> and <PolygonLabels name="label" toName="image">'
         )
-    name, field = images[0]
     found: dict[str, dict[str, str]] = {"PolygonLabels": {}, "BrushLabels": {}}
+    masked = [source for control in controls.values() if control["type"] in found for source in _images(control)]
+    name, field = (masked or images)[0]
     for control_name, control in controls.items():
         if control["type"] in found and (name, field) in _images(control):
             for label in control["labels"]:

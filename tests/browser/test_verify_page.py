@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import cv2
-import httpx
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 
 from ls_propagate.demo.browser import log_in, open_browser, open_label_stream, wait_for_crops
+from ls_propagate.demo.server import Server
 from plugin.crops import render_crop
+from plugin.label_studio.gateway import LabelStudioGateway
 from plugin.label_studio.pages import (
     KEYS,
     PROJECT_SETTINGS,
@@ -26,7 +25,6 @@ from plugin.label_studio.pages import (
     read_answer,
 )
 
-CONFIGS = Path(str(files("plugin.label_studio"))) / "configs"
 CATEGORY = '<b>disc</b> & "ball" $page'
 NEXT_CATEGORY = "ring"
 
@@ -42,51 +40,48 @@ def draw_crop(number: int) -> bytes:
 
 
 @pytest.fixture
-def api(label_studio: Any) -> Iterator[httpx.Client]:
-    """Label Studio's API, for the user who looks at the page."""
-    headers = {"Authorization": f"Token {label_studio.token}"}
-    with httpx.Client(base_url=f"{label_studio.url}/api/", headers=headers, timeout=60) as api:
-        api.patch("current-user/hotkeys/", json={"custom_hotkeys": SUBMIT_ON_SPACE}).raise_for_status()
-        yield api
-
-
-def create_project(api: httpx.Client, config: str, **settings: Any) -> int:
-    label_config = (CONFIGS / f"{config}.xml").read_text(encoding="utf-8")
-    body = {"title": f"browser test: {config}", "label_config": label_config, **settings}
-    return int(api.post("projects/", json=body).raise_for_status().json()["id"])
+def gateway(label_studio: Server) -> Iterator[LabelStudioGateway]:
+    """Label Studio, for the user who looks at the page."""
+    gateway = LabelStudioGateway(label_studio.url, label_studio.token)
+    gateway.set_hotkeys(SUBMIT_ON_SPACE)
+    yield gateway
+    gateway.close()
 
 
 @pytest.fixture
-def project(api: httpx.Client) -> int:
+def project(gateway: LabelStudioGateway) -> int:
     """A verify project with two pages of twenty crops."""
-    crops, verify = create_project(api, "crops"), create_project(api, "verify_page", **PROJECT_SETTINGS)
-    sent = {f"file{n}": (f"{n}.jpg", draw_crop(n), "image/jpeg") for n in range(2 * len(KEYS))}
-    upload = api.post(f"projects/{crops}/import", params={"commit_to_project": "false"}, files=sent)
-    numbers = upload.raise_for_status().json()["file_upload_ids"]
-    stored = api.get(f"projects/{crops}/file-uploads", params={"ids": json.dumps(numbers)}).raise_for_status()
-    place_of = {item["id"]: item["file"] for item in stored.json()}
-    questions = [Question(f"{n:020x}", f"/data/{place_of[number]}") for n, number in enumerate(numbers)]
+    crops, verify = (
+        gateway.create_project(f"browser test: {config}", read_config(config), "", settings).id
+        for config, settings in (("crops", {}), ("verify_page", PROJECT_SETTINGS))
+    )
+    urls = gateway.upload(crops, [(f"{number}.jpg", draw_crop(number)) for number in range(2 * len(KEYS))])
+    questions = [Question(f"{number:020x}", url) for number, url in enumerate(urls)]
     pages = [
         page_task("first", CATEGORY, questions[: len(KEYS)]),
         page_task("second", NEXT_CATEGORY, questions[len(KEYS) :]),
     ]
-    api.post(f"projects/{verify}/import", json=pages).raise_for_status()
+    gateway.import_tasks(verify, pages)
     return verify
 
 
+def read_config(name: str) -> str:
+    return files("plugin.label_studio").joinpath(f"configs/{name}.xml").read_text(encoding="utf-8")
+
+
 @pytest.fixture
-def page(label_studio: Any, project: int) -> Iterator[Any]:
+def page(label_studio: Server, project: int) -> Iterator[Any]:
     """The browser, at the first page of the project."""
     with open_browser() as page:
-        log_in(page, label_studio.url, label_studio.user, label_studio.password)
+        log_in(page, label_studio.url, label_studio.email, label_studio.password)
         open_label_stream(page, label_studio.url, project)
         yield page
 
 
-def answered(api: httpx.Client, project: int) -> list[dict[str, Any]]:
+def answered(gateway: LabelStudioGateway, project: int) -> list[dict[str, Any]]:
     """The tasks that have an annotation."""
-    tasks = api.get("tasks/", params={"project": project, "fields": "all"}).raise_for_status().json()["tasks"]
-    return [task for task in tasks if task["annotations"]]
+    fields = ["data", "annotations", "result", "was_cancelled"]
+    return [task for task in gateway.tasks(project, fields) if task["annotations"]]
 
 
 def wait_for_question(page: Any, category: str) -> None:
@@ -100,7 +95,7 @@ def marked(page: Any) -> list[int]:
     return [place for place in range(boxes.count()) if boxes.nth(place).is_checked()]
 
 
-def test_two_clicks_and_space_are_an_answer(page: Any, project: int, api: httpx.Client) -> None:
+def test_two_clicks_and_space_are_an_answer(page: Any, project: int, gateway: LabelStudioGateway) -> None:
     wait_for_question(page, CATEGORY)
     for place in (3, 17):
         page.locator(".grid img").nth(place).click()
@@ -108,7 +103,7 @@ def test_two_clicks_and_space_are_an_answer(page: Any, project: int, api: httpx.
     page.keyboard.press("Space")
     wait_for_question(page, NEXT_CATEGORY)
 
-    (task,) = answered(api, project)
+    (task,) = answered(gateway, project)
     (annotation,) = task["annotations"]
     assert is_answer(annotation)
     wrong = [mask for mask, right in read_answer(task["data"], annotation).items() if not right]
@@ -117,11 +112,11 @@ def test_two_clicks_and_space_are_an_answer(page: Any, project: int, api: httpx.
 
     page.keyboard.press("Space")
     page.get_by_text("No More Tasks Left").wait_for()
-    last = next(task for task in answered(api, project) if task["data"]["page"] == "second")
+    last = next(task for task in answered(gateway, project) if task["data"]["page"] == "second")
     assert all(read_answer(last["data"], last["annotations"][0]).values())
 
 
-def test_each_key_marks_its_crop_and_nothing_else(page: Any, project: int, api: httpx.Client) -> None:
+def test_each_key_marks_its_crop_and_nothing_else(page: Any, project: int, gateway: LabelStudioGateway) -> None:
     hints = [hint.lower() for hint in page.locator(".grid kbd").all_inner_texts()]
     assert hints == list(KEYS)
     url = page.url
@@ -132,7 +127,7 @@ def test_each_key_marks_its_crop_and_nothing_else(page: Any, project: int, api: 
         assert marked(page) == [], f"key {key}"
     assert page.url == url
     assert page.get_by_text(f"“{CATEGORY}”").is_visible()
-    assert answered(api, project) == []
+    assert answered(gateway, project) == []
 
 
 def test_the_whole_page_is_seen_without_scrolling(page: Any) -> None:

@@ -94,7 +94,9 @@ def test_tasks_come_back_in_the_order_of_their_import(gateway: Any, project: int
 
 def test_only_the_fields_named_are_read(side: Any, gateway: Any, project: int, tasks: list[int]) -> None:
     side.submit(tasks[0], [region()])
-    assert {frozenset(task) for task in gateway.tasks(project, ["data"])} == {frozenset({"id", "data", "updated_at"})}
+    assert {frozenset(task) for task in gateway.tasks(project, ["data"])} == {
+        frozenset({"id", "data", "updated_at"})
+    }
     first = next(gateway.tasks(project, ["annotations", "was_cancelled"]))
     assert first.keys() == {"id", "updated_at", "annotations"}
     assert first["annotations"][0].keys() == {"id", "updated_at", "was_cancelled"}

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -122,6 +123,32 @@ def test_an_image_is_found_by_its_key(saved, key):
 def test_the_longest_end_of_the_path_decides(saved, key, matched):
     names = ("x/a.png", "y/a.png", "my scene.png", "0123abcd-named.png", "z/deep.png")
     assert saved([], names=names).match([key]) == [matched]
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("two words.png", "two_words.png"),
+        ("scan (1) a+b.d.png", "scan_1_ab.d.png"),
+        ("größe ☃ 日本.png", "größe__日本.png"),
+        ("weird%20name.png", "weird20name.png"),
+        ("folder/a&b.png", "ab.png"),
+    ],
+)
+@pytest.mark.parametrize("quoted", [str, quote])
+def test_an_uploaded_file_is_found_by_the_name_that_label_studio_gives_it(saved, name, stored, quoted):
+    segmenter = saved([], names=("other.png", name))
+    assert segmenter.match([f"/data/upload/3/{quoted(f'0123abcd-{stored}')}"]) == [2]
+
+
+def test_names_are_changed_by_an_upload_only(saved):
+    assert saved([], names=("two words.png",)).match(["https://host/two_words.png"]) == [None]
+
+
+def test_names_that_an_upload_makes_equal_are_refused(saved):
+    segmenter = saved([], names=("a b.png", "a_b.png"))
+    with pytest.raises(InputError, match=r"a b\.png or a_b\.png"):
+        segmenter.match(["/data/upload/3/0123abcd-a_b.png"])
 
 
 def test_an_image_without_an_entry_has_no_detections(saved):

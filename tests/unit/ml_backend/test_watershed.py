@@ -9,7 +9,8 @@ import pytest
 from pycocotools import mask as coco
 
 from ml_backend.segmenters.base import Image
-from ml_backend.segmenters.watershed import train, train_watershed
+from ml_backend.segmenters.seed_set import make_seed_set, read_seed_set
+from ml_backend.segmenters.watershed import train
 from propagation.errors import ImageError, InputError, MaskError
 from propagation.rle import check_rle
 
@@ -48,9 +49,13 @@ def seed_set(bright=True, images=6):
     return [image for image, _ in scenes], truth
 
 
+def learn(images, truth):
+    return train(make_seed_set(images, truth))
+
+
 @pytest.fixture(scope="module")
 def segmenter():
-    return train(*seed_set())
+    return learn(*seed_set())
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def right(segmenter, found, annotations):
 
 @pytest.mark.parametrize("bright", [True, False])
 def test_objects_of_a_new_image_are_found_and_named(bright):
-    segmenter = train(*seed_set(bright))
+    segmenter = learn(*seed_set(bright))
     image, annotations = scene(77, bright)
     [found] = segmenter.segment([image])
     sure = found.scores > 0.5
@@ -102,7 +107,7 @@ def test_detections_are_whole_columns(segmenter):
 def test_an_image_gets_the_same_detections_alone_or_among_others(segmenter):
     images = [scene(number)[0] for number in (50, 51, 52)]
     among = segmenter.segment(images)[1]
-    again = train(*seed_set()).segment(images[1:2])[0]
+    again = learn(*seed_set()).segment(images[1:2])[0]
     assert among.rles == again.rles
     np.testing.assert_array_equal(among.scores, again.scores)
     np.testing.assert_array_equal(among.features, again.features)
@@ -120,7 +125,7 @@ def test_no_images_give_no_detections(segmenter):
 
 def test_a_folder_teaches_the_same_as_its_images(segmenter, folder):
     [image] = [scene(60)[0]]
-    [found] = train_watershed(folder).segment([image])
+    [found] = train(read_seed_set(folder)).segment([image])
     np.testing.assert_array_equal(found.scores, segmenter.segment([image])[0].scores)
 
 
@@ -128,30 +133,30 @@ def test_a_folder_teaches_the_same_as_its_images(segmenter, folder):
 def test_a_seed_set_without_a_part_is_refused(part):
     images, truth = seed_set(images=2)
     with pytest.raises(InputError, match="annotate some images"):
-        train(images, truth | {part: []})
+        learn(images, truth | {part: []})
 
 
 def test_annotations_of_other_images_alone_are_refused():
     images, truth = seed_set(images=2)
     with pytest.raises(InputError, match="no image of the ground truth has an object"):
-        train(images, truth | {"annotations": [truth["annotations"][0] | {"image_id": 99}]})
+        learn(images, truth | {"annotations": [truth["annotations"][0] | {"image_id": 99}]})
 
 
 def test_seed_images_may_have_no_objects():
     images, truth = seed_set(images=4)
     truth["annotations"] = [one for one in truth["annotations"] if one["image_id"] != 0]
-    assert len(train(images, truth).segment(images[1:2])[0])
+    assert len(learn(images, truth).segment(images[1:2])[0])
 
 
 def test_a_single_seed_image_is_refused():
     with pytest.raises(InputError, match="annotate another one"):
-        train(*seed_set(images=1))
+        learn(*seed_set(images=1))
 
 
 def test_a_seed_image_that_was_not_handed_over_is_named():
     images, truth = seed_set(images=3)
     with pytest.raises(ImageError, match=r"1\.png is missing"):
-        train([images[0], images[2]], truth)
+        learn([images[0], images[2]], truth)
 
 
 @pytest.mark.parametrize(
@@ -166,19 +171,19 @@ def test_a_broken_annotation_is_named(change, says):
     images, truth = seed_set(images=2)
     truth["annotations"][0] |= change | {"id": 12}
     with pytest.raises(MaskError, match=rf"annotation 12 of seed image 0\.png: .*{says}"):
-        train(images, truth)
+        learn(images, truth)
 
 
 def test_a_missing_image_file_is_named(folder):
     (folder / "images" / "2.png").unlink()
     with pytest.raises(ImageError, match=r"2\.png is missing; put the image there"):
-        train_watershed(folder)
+        train(read_seed_set(folder))
 
 
 def test_an_unreadable_image_file_is_named(folder):
     (folder / "images" / "2.png").write_bytes(b"no image")
-    with pytest.raises(ImageError, match=r"2\.png cannot be read as an image"):
-        train_watershed(folder)
+    with pytest.raises(ImageError, match=r"2\.png' cannot be read"):
+        train(read_seed_set(folder))
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])
@@ -186,4 +191,4 @@ def test_a_seed_set_without_ground_truth_is_refused(folder, content):
     path = folder / "ground_truth.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(InputError, match=r"ground_truth\.json"):
-        train_watershed(folder)
+        train(read_seed_set(folder))

@@ -106,5 +106,5 @@ def test_skipped_pages_and_drafts_are_no_answers() -> None:
 def test_settings_let_a_page_without_marks_be_submitted_by_space() -> None:
     assert PROJECT_SETTINGS["enable_empty_annotation"] is True
     assert PROJECT_SETTINGS["maximum_annotations"] == 1
-    assert SUBMIT_ON_SPACE["custom_hotkeys"]["annotation:annotation:submit"]["key"] == "space"
+    assert SUBMIT_ON_SPACE == {"annotation:annotation:submit": {"key": "space", "active": True}}
     assert " " not in KEYS

@@ -16,7 +16,7 @@ from propagation.summary import as_json, summarize
 RULE = PaperStrategy(samples=4, least_size=3, split_below=0, page_size=6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     right=st.lists(st.booleans(), min_size=40, max_size=40),
     taken=st.sets(st.sampled_from(range(3))),

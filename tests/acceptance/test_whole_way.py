@@ -1,0 +1,197 @@
+"""The whole way of the data, in a real Label Studio."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable
+from contextlib import closing
+from typing import Any
+
+import httpx
+from pycocotools import mask as coco
+
+from ls_propagate import pipeline
+from ls_propagate.demo.run import answered, read_back
+from ls_propagate.demo.server import new_user
+from plugin.label_studio.regions import mask_of, rle_of
+from propagation.events import Decided, Event
+from sync.store import Store
+
+Site = Any
+SQUARE = [[10.0, 10.0], [40.0, 10.0], [40.0, 40.0], [10.0, 40.0]]
+
+
+def prepare(site: Site) -> None:
+    pipeline.detect(site.gateway, site.store, site.settings)
+    pipeline.cluster(site.gateway, site.store, site.settings)
+
+
+def drawn(label: str = "one") -> list[dict[str, Any]]:
+    """What a person draws."""
+    return [
+        {
+            "id": "by-hand",
+            "from_name": "polygon",
+            "to_name": "image",
+            "type": "polygonlabels",
+            "original_width": 288,
+            "original_height": 288,
+            "image_rotation": 0,
+            "value": {"points": SQUARE, "closed": True, "polygonlabels": [label]},
+        }
+    ]
+
+
+def draw(client: httpx.Client, task: int) -> dict[str, Any]:
+    """A person's annotation of a source task."""
+    made = client.post(f"/api/tasks/{task}/annotations/", json={"result": drawn(), "lead_time": 9.0})
+    assert made.status_code == 201, made.text
+    return stored(client, made.json()["id"])
+
+
+def stored(client: httpx.Client, annotation: int) -> dict[str, Any]:
+    kept: dict[str, Any] = client.get(f"/api/annotations/{annotation}/").json()
+    return {name: value for name, value in kept.items() if name != "created_ago"}
+
+
+def source_tasks(site: Site) -> list[dict[str, Any]]:
+    fields = ["data", "annotations", "result", "parent_prediction", "completed_by", "predictions", "model_version"]
+    return list(site.gateway.tasks(site.connection.project, fields))
+
+
+def regions_by_mask(site: Site) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for task in source_tasks(site):
+        for annotation in task["annotations"]:
+            for region in annotation["result"]:
+                if mask_of(region) is not None and annotation["parent_prediction"]:
+                    found.setdefault(mask_of(region), []).append(region)
+    return found
+
+
+def test_a_campaign_ends_with_the_accepted_masks_in_the_source_project(connect: Callable[[str], Site]) -> None:
+    site = connect("campaign")
+    with closing(new_user(site.server, "person@example.com", "look-closely-2")) as person:
+        pool = [task["id"] for task in source_tasks(site) if not task["annotations"]]
+        before = draw(person, pool[0])
+        prepare(site)
+        assert pool[0] not in {task.task for task in site.store.source_tasks()}
+        daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+        daemon.step()
+        during = draw(person, pool[1])
+        with site.annotator() as annotator:
+            answered(daemon, annotator)
+
+        table, accepted = daemon.campaign.table, daemon.campaign.accepted()
+        written = regions_by_mask(site)
+        assert set(written) == set(table.ids[accepted].tolist())
+        assert accepted.sum() > 100
+        wrong = set(table.ids[daemon.campaign.verdict == 0].tolist())
+        assert wrong
+        assert not wrong & set(written)
+        row_of = {mask: row for row, mask in enumerate(table.ids.tolist())}
+        for mask, regions in written.items():
+            assert coco.iou([rle_of(regions)], [table.rle(row_of[mask])], [0])[0, 0] >= 0.98
+
+        tasks = {task["id"]: task for task in source_tasks(site)}
+        for task, annotation in ((pool[0], before), (pool[1], during)):
+            assert stored(person, annotation["id"]) == annotation
+            assert [kept["id"] for kept in tasks[task]["annotations"]] == [annotation["id"]]
+        assert max(len(task["annotations"]) for task in tasks.values()) == 1
+        assert max(len(task["predictions"]) for task in tasks.values()) == 2
+
+        counts = read_back(site.gateway, site.connection)
+        prepare(site)
+        assert pipeline.open_daemon(site.gateway, site.store, site.settings).step().finished
+        assert read_back(site.gateway, site.connection) == counts
+
+
+def test_a_persons_edit_of_a_propagated_annotation_stays(connect: Callable[[str], Site]) -> None:
+    site = connect("edited")
+    prepare(site)
+    daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+    with site.annotator() as annotator:
+        answered(daemon, annotator)
+    task = next(task for task in source_tasks(site) if any(a["parent_prediction"] for a in task["annotations"]))
+    (ours,) = task["annotations"]
+    with closing(new_user(site.server, "editor@example.com", "look-closely-3")) as person:
+        change = {"result": ours["result"][1:], "lead_time": 4.0}
+        assert person.patch(f"/api/annotations/{ours['id']}/", json=change).is_success
+        edited = stored(person, ours["id"])
+        daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+        daemon.step()
+        assert daemon.campaign.is_taken(daemon.campaign.table.images[_place(daemon, task["id"])])
+        daemon.step()
+        assert stored(person, ours["id"]) == edited
+
+
+def _place(daemon: Any, task: int) -> int:
+    image = next(known.image for known in daemon.store.source_tasks() if known.task == task)
+    return list(daemon.campaign.table.images).index(image)
+
+
+def decisions(events: list[Event]) -> set[Event]:
+    return {event for event in events if isinstance(event, Decided)}
+
+
+def test_a_daemon_killed_again_and_again_ends_as_one_that_was_not(connect: Callable[[str], Site]) -> None:
+    calm, killed = connect("calm"), connect("killed")
+    for site in (calm, killed):
+        prepare(site)
+    with calm.annotator_at_work():
+        assert calm.command("sync", "--until-finished").wait(300) == 0
+    kills = 0
+    with killed.annotator_at_work():
+        while True:
+            process = killed.command("sync", "--until-finished")
+            if kills >= 6 or not _grows(killed.store, process, by=3 + 5 * kills):
+                break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+        assert process.wait(300) == 0, killed.output.read_text()
+    assert kills >= 4
+    assert decisions(killed.store.events()) == decisions(calm.store.events())
+    assert read_back(killed.gateway, killed.connection) == read_back(calm.gateway, calm.connection)
+    pages = list(killed.gateway.tasks(killed.connection.pages, ["data", "annotations", "was_cancelled"]))
+    assert len({page["data"]["page"] for page in pages}) == len(pages)
+    for task in source_tasks(killed):
+        versions = [prediction["model_version"] for prediction in task["predictions"]]
+        assert len(set(versions)) == len(versions)
+        assert len(task["annotations"]) <= 1
+
+
+def _grows(store: Store, process: Any, by: int) -> bool:
+    """Wait until the event log has grown; False when the process ends before."""
+    begin = len(store.events())
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            return False
+        if len(store.events()) >= begin + by:
+            return True
+    raise AssertionError("the daemon does nothing")
+
+
+def test_the_command_line_walks_the_whole_way(connect: Callable[[str], Site]) -> None:
+    site = connect("commands")
+
+    def run(*words: str) -> str:
+        code = site.command(*words).wait(300)
+        assert code == 0, site.output.read_text()
+        return str(site.output.read_text())
+
+    assert "Connected project" in run("connect", str(site.connection.project))
+    assert "masks in" in run("detect")
+    assert "cluster trees" in run("cluster")
+    run("sync", "--once")
+    with site.annotator_at_work():
+        assert "Nothing left to ask" in run("sync", "--until-finished")
+    status = json.loads(run("status", "--json"))
+    assert status["claim"] == "estimate"
+    file = site.config.parent / "accepted.json"
+    run("export", str(file))
+    exported = json.loads(file.read_text())
+    assert len(exported["annotations"]) == status["total"]["accepted"] == len(regions_by_mask(site))

@@ -1,0 +1,196 @@
+"""The command line: it teaches, it answers machines, and it fails in one line."""
+
+import json
+import sys
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from ls_propagate import cli, pipeline
+from propagation.errors import ImageError, StoreError
+
+COMMANDS = sorted(get_command(cli.app).commands)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line as the console script does: exit code, output, errors."""
+
+    def main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ls-propagate", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return main
+
+
+@pytest.fixture
+def configured(office, tmp_path):
+    """The office's settings as a file, its campaign clustered."""
+    office.prepared()
+    segmenter = office.settings.segmenter
+    strategy = office.settings.strategy.model_dump(exclude_none=True)
+    lines = [
+        f"data_dir = {json.dumps(str(office.settings.data_dir))}",
+        "[segmenter]",
+        'name = "precomputed"',
+        f"predictions = {json.dumps(str(segmenter.predictions))}",
+        f"images = {json.dumps(str(segmenter.images))}",
+        "[strategy]",
+        *(f"{name} = {json.dumps(value)}" for name, value in strategy.items()),
+    ]
+    (tmp_path / "ls-propagate.toml").write_text("\n".join(lines))
+    return office
+
+
+def test_the_commands_are_those_of_the_main_job():
+    assert set(COMMANDS) >= {"connect", "detect", "cluster", "sync", "status", "export", "backend", "demo"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_says_what_it_does(command):
+    shown = CliRunner().invoke(cli.app, [command, "--help"])
+    assert shown.exit_code == 0
+    told = get_command(cli.app).commands[command]
+    assert told.help
+    assert told.help.split()[0] in shown.output
+    assert told.help.rstrip().endswith(".")
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"demo"}))
+def test_every_option_of_a_command_is_explained(command):
+    for parameter in get_command(cli.app).commands[command].params:
+        assert parameter.name == "help" or parameter.help, parameter.name
+
+
+def test_without_a_command_the_help_is_shown(run):
+    _, out, err = run()
+    assert "connect, detect, cluster, then sync" in " ".join((out + err).split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status"], "no table yet; run: ls-propagate detect"),
+        (["export", "out.json"], "no table yet; run: ls-propagate detect"),
+        (["detect"], "LABEL_STUDIO_API_KEY"),
+        (["connect", "cells"], "LABEL_STUDIO_API_KEY"),
+        (["status", "--config", "/nowhere/" + "long-" * 30 + ".toml"], "there is no settings file /nowhere/long-"),
+        (["backend"], "no segmenter is set"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_1(run, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments)
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_an_error_in_brackets_is_told_as_it_is(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[red]x[bold].toml").write_text("a = ")
+    _, _, err = run("status", "--config", "[red]x[bold].toml")
+    assert "[red]x[bold].toml is not TOML" in err
+
+
+def test_a_command_misspelt_is_exit_code_2(run):
+    assert run("clustr")[0] == 2
+
+
+def test_a_server_for_others_without_a_password_is_not_started(run, configured, monkeypatch):
+    monkeypatch.setenv("LS_PROPAGATE_BACKEND_HOST", "0.0.0.0")
+    code, _, err = run("backend")
+    assert code == 1
+    assert "LS_PROPAGATE_BACKEND_PASSWORD" in err
+
+
+def test_the_status_for_machines_is_json(run, configured):
+    configured.finished()
+    code, out, _ = run("status", "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert [row["category"] for row in said["categories"]] == ["x", "Y"]
+    assert (said["total"]["masks"], said["total"]["accepted"], said["total"]["rejected"]) == (24, 16, 8)
+    assert said["claim"] == "estimate"
+
+
+def test_the_status_for_people_says_what_is_only_an_estimate(run, configured):
+    configured.finished()
+    code, out, _ = run("status")
+    assert code == 0
+    assert "total" in out
+    assert "estimate" in out
+    assert "0 pages wait" in out
+
+
+def test_export_writes_the_accepted_masks_whole(run, configured, tmp_path):
+    configured.finished()
+    code, out, _ = run("export", "[b]out.json")
+    assert code == 0
+    assert "16 masks in 2 images: [b]out.json" in out
+    assert len(json.loads((tmp_path / "[b]out.json").read_text())["annotations"]) == 16
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_images_left_out_are_told_on_stderr(run, configured, monkeypatch):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "x.y.z")
+    table = pipeline.load_table(configured.store, configured.settings)
+    opened = configured.gateway
+
+    class Opened:
+        def __enter__(self):
+            return opened
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(pipeline, "open_gateway", lambda settings: Opened())
+    monkeypatch.setattr(pipeline, "detect", lambda *_: (table, [ImageError("image [b]: broken")]))
+    code, out, err = run("detect")
+    assert code == 0
+    assert "left out: image [b]: broken" in err
+    assert "24 masks in 2 images" in out
+
+
+def test_a_pass_of_the_daemon_is_told(run, configured, monkeypatch):
+    class Opened:
+        def __enter__(self):
+            return configured.gateway
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(pipeline, "open_gateway", lambda settings: Opened())
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+    code, out, err = run("sync", "--once")
+    assert (code, err) == (0, "")
+    assert "2 pages out, 0 images written" in out
+
+
+def test_an_error_that_is_no_fault_of_the_user_is_not_hidden(run, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli, "load_settings", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("status")
+
+
+def test_every_error_of_the_product_ends_in_one_line(run, monkeypatch):
+    def broken(*_):
+        raise StoreError("[x] " + "very long " * 30 + "end")
+
+    monkeypatch.setattr(cli, "load_settings", broken)
+    code, _, err = run("status")
+    assert code == 1
+    assert err == "error: [x] " + "very long " * 30 + "end\n"

@@ -1,0 +1,319 @@
+"""The steps of the main job on a server in memory: each may be run again, each says what it lacks."""
+
+import contextlib
+import io
+import json
+
+import pytest
+from pycocotools.coco import COCO
+
+from ls_propagate import pipeline
+from plugin.label_studio.regions import mask_of
+from propagation.errors import ConfigError, ImageError, Missing, SettingsError, StoreError
+
+IMAGE = '<Image name="image" value="$image"/>'
+CHOICES = '<Choices name="c" toName="{}"><Choice value="x"/></Choices>'
+BOXES = '<RectangleLabels name="r" toName="image"><Label value="x"/></RectangleLabels>'
+
+
+def connect(office, wanted="cells"):
+    return pipeline.connect(office.gateway, office.store, wanted)
+
+
+def detect(office, **more):
+    return pipeline.detect(office.gateway, office.store, more.pop("settings", office.settings), **more)
+
+
+def cluster(office, settings=None):
+    return pipeline.cluster(office.gateway, office.store, settings or office.settings)
+
+
+# connect
+
+
+def test_a_project_is_connected_by_title_or_number(office):
+    made = connect(office, "cells")
+    assert (made.project, made.title, made.server) == (office.project, "cells", "http://fake")
+    assert connect(office, str(office.project)) == made
+    assert pipeline.connection_of(office.store) == made
+
+
+def test_connecting_makes_the_projects_for_pages_and_crops_once(office):
+    made = connect(office)
+    titles = {project.id: project.title for project in office.gateway.projects()}
+    assert titles == {office.project: "cells", made.pages: "cells · verify", made.crops: "cells · crops"}
+    connect(office)
+    assert len(office.gateway.projects()) == 3
+    assert 'name="wrong"' in office.gateway.project(made.pages).label_config
+
+
+def test_connecting_lets_space_submit_a_page(office):
+    connect(office)
+    assert office.gateway.hotkeys["annotation:annotation:submit"]["key"] == "space"
+
+
+@pytest.mark.parametrize("wanted", ["cell", "99"])
+def test_a_project_that_is_not_there_is_missed(office, wanted):
+    with pytest.raises(Missing, match=wanted):
+        connect(office, wanted)
+    assert office.gateway.calls.count("create_project") == 1
+
+
+def test_the_titles_that_there_are_are_told(office):
+    with pytest.raises(Missing, match="has no project 'cell'; it has 'cells'"):
+        connect(office, "cell")
+
+
+def test_two_projects_of_one_title_are_told_apart_by_number(office):
+    other = office.gateway.create_project("cells", "<View/>", "", {}).id
+    with pytest.raises(Missing, match=f"2 projects are called 'cells'; .*: {office.project}, {other}"):
+        connect(office)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ("<View/>", "no image with a control on it; add"),
+        (f'<View><Text name="t" value="$t"/>{CHOICES.format("t")}</View>', "no image"),
+        (f"<View>{IMAGE}{CHOICES.format('image')}</View>", "no labels for masks"),
+        (f"<View>{IMAGE}{BOXES}</View>", "no labels"),
+        ("<View", "cannot be read"),
+    ],
+)
+def test_a_labeling_config_that_does_not_fit_is_refused_before_anything_is_made(make_office, config, said):
+    office = make_office(config)
+    with pytest.raises(ConfigError, match=f"project 'cells': .*{said}"):
+        connect(office)
+    assert len(office.gateway.projects()) == 1
+    with pytest.raises(StoreError, match="run: ls-propagate connect"):
+        pipeline.connection_of(office.store)
+
+
+def test_another_project_in_the_same_data_folder_is_refused(office):
+    connect(office)
+    config = office.gateway.project(office.project).label_config
+    other = office.gateway.create_project("other", config, "", {}).id
+    with pytest.raises(StoreError, match=r"connected to project 1 \(cells\) at http://fake; set another data_dir"):
+        connect(office, str(other))
+    assert pipeline.connection_of(office.store).project == office.project
+
+
+def test_the_same_server_at_another_address_is_known_again(office):
+    made = connect(office)
+    office.gateway.url = "http://moved"
+    moved = connect(office)
+    assert (moved.server, moved.pages, moved.crops) == ("http://moved", made.pages, made.crops)
+
+
+def test_a_project_of_the_same_number_on_another_server_is_refused(office, make_office):
+    connect(office)
+    elsewhere = make_office()
+    assert elsewhere.project == office.project
+    with pytest.raises(StoreError, match="set another data_dir"):
+        pipeline.connect(elsewhere.gateway, office.store, "cells")
+    assert len(elsewhere.gateway.projects()) == 1
+
+
+# detect
+
+
+def test_detection_finds_the_masks_of_the_pool(office):
+    connect(office)
+    table, unreadable = detect(office)
+    assert (len(table), len(table.images), unreadable) == (24, 2, [])
+    assert table.features["shape"].shape == (24, 7)
+    assert table.model_version.startswith("precomputed-")
+    stored = pipeline.load_table(office.store, office.settings)
+    assert stored.ids.tolist() == table.ids.tolist()
+    assert [task.image for task in office.store.source_tasks()] == table.images.tolist()
+
+
+def test_detecting_again_changes_nothing(office):
+    connect(office)
+    detect(office)
+    folder, tasks = office.store.fact("table"), office.store.source_tasks()
+    detect(office)
+    assert (office.store.fact("table"), office.store.source_tasks()) == (folder, tasks)
+    assert len(list(office.settings.artefacts.iterdir())) == 1
+
+
+def test_an_image_that_a_person_annotated_is_not_in_the_pool(office):
+    connect(office)
+    task, _ = office.gateway.tasks(office.project, ["data"])
+    office.gateway.submit(task["id"], [])
+    table, _ = detect(office)
+    assert len(table.images) == 1
+    assert len(table) == 12
+
+
+def test_images_that_cannot_be_read_are_all_named_and_nothing_is_stored(make_office):
+    office = make_office(images=("a.png", "b.png", "c.png", "d.png"), broken=("b.png", "d.png"))
+    connect(office)
+    with pytest.raises(ImageError, match=r"2 of 4 images.*--skip-unreadable:(\n.*)*-b\.png(.*\n.*)*-d\.png"):
+        detect(office)
+    assert office.store.source_tasks() == []
+    assert not office.settings.artefacts.exists()
+    with pytest.raises(StoreError, match="run: ls-propagate detect"):
+        cluster(office)
+
+
+def test_images_that_cannot_be_read_are_left_out_on_demand(make_office):
+    office = make_office(broken=("b.png",))
+    connect(office)
+    table, unreadable = detect(office, skip_unreadable=True)
+    assert [image.rsplit("-")[-1] for image in table.images] == ["a.png"]
+    assert len(unreadable) == 1
+    assert "b.png" in str(unreadable[0])
+
+
+def test_an_empty_project_is_refused(make_office):
+    office = make_office(images=())
+    connect(office)
+    with pytest.raises(ConfigError, match="none of its 0 tasks has an image in 'image'; import images first"):
+        detect(office)
+
+
+def test_a_category_without_a_label_is_refused_with_the_way_out(make_office):
+    office = make_office(categories=("x", "y"))
+    connect(office)
+    with pytest.raises(ConfigError, match=r"no label for the predicted category 'y'; .*'Y', 'x'.*\[labels\]"):
+        detect(office)
+    assert office.store.fact("table") is None
+    table, _ = detect(office, settings=office.changed(labels={"y": "Y"}))
+    assert table.categories == ("x", "y")
+
+
+def test_without_a_segmenter_there_is_nothing_to_detect_with(office):
+    connect(office)
+    with pytest.raises(SettingsError, match=r"no segmenter is set; add \[segmenter\]"):
+        detect(office, settings=office.changed(segmenter=None))
+
+
+def test_a_segmenter_whose_files_are_not_there_is_refused(office, tmp_path):
+    connect(office)
+    (tmp_path / "coco.json").unlink()
+    with pytest.raises(SettingsError, match=r"setting segmenter\.images: there is no .*coco\.json"):
+        detect(office)
+
+
+@pytest.mark.parametrize("step", [detect, cluster])
+def test_steps_before_connecting_say_to_connect(office, step):
+    with pytest.raises(StoreError, match="no project is connected; run: ls-propagate connect PROJECT"):
+        step(office)
+
+
+# cluster
+
+
+def test_clustering_before_detecting_says_to_detect(office):
+    connect(office)
+    with pytest.raises(StoreError, match="no table yet; run: ls-propagate detect"):
+        cluster(office)
+
+
+def test_each_category_gets_a_tree_and_each_image_a_prediction(office):
+    office.prepared()
+    trees = pipeline.load_trees(office.store, office.settings)
+    assert {tree.category: len(tree) for tree in trees} == {"x": 16, "Y": 8}
+    for task in office.gateway.tasks(office.project, ["predictions"]):
+        assert [len(prediction["result"]) for prediction in task["predictions"]] == [12]
+
+
+def test_clustering_again_changes_nothing(office):
+    office.prepared()
+    events = office.store.events()
+    trees, pushed = cluster(office)
+    assert (len(trees), pushed) == (2, 0)
+    assert office.store.events() == events
+    assert len(list(office.settings.artefacts.iterdir())) == 2
+    for task in office.gateway.tasks(office.project, ["predictions"]):
+        assert len(task["predictions"]) == 1
+
+
+def test_a_campaign_keeps_the_masks_that_it_began_with(office, tmp_path):
+    office.prepared()
+    (tmp_path / "predictions.json").write_text("[]")
+    table, _ = detect(office)
+    assert len(table) == 24
+
+
+def test_images_without_any_mask_make_a_campaign_with_nothing_to_ask(make_office):
+    office = make_office(masks=0).prepared()
+    step = pipeline.open_daemon(office.gateway, office.store, office.settings).step()
+    assert step.finished
+    assert pipeline.export_coco(pipeline.open_campaign(office.store, office.settings), [])["annotations"] == []
+
+
+# the campaign
+
+
+def test_syncing_before_clustering_says_to_cluster(office):
+    connect(office)
+    detect(office)
+    with pytest.raises(StoreError, match="no trees yet; run: ls-propagate cluster"):
+        pipeline.open_daemon(office.gateway, office.store, office.settings)
+
+
+def test_another_strategy_than_the_campaign_began_with_is_refused(office):
+    office.prepared()
+    other = office.settings.strategy.model_copy(update={"samples": 7})
+    with pytest.raises(SettingsError, match=r"began with the strategy .*'samples': 6.*another data_dir"):
+        pipeline.open_campaign(office.store, office.changed(strategy=other))
+
+
+def test_a_category_whose_label_was_taken_away_is_refused(office):
+    office.prepared()
+    held = office.gateway._projects[office.project]
+    without = held.label_config.replace('<Label value="Y"/>', "")
+    office.gateway._projects[office.project] = type(held)(held.id, held.title, without)
+    with pytest.raises(ConfigError, match="no label for the predicted category 'Y'"):
+        pipeline.open_daemon(office.gateway, office.store, office.settings)
+
+
+def test_the_whole_job_leaves_one_annotation_an_image_with_the_right_masks(office):
+    office.prepared().finished()
+    for task in office.gateway.tasks(office.project, ["annotations", "result"]):
+        (annotation,) = task["annotations"]
+        labels = {label for region in annotation["result"] for label in region["value"]["polygonlabels"]}
+        assert (len(annotation["result"]), labels) == (8, {"x"})
+
+
+# export
+
+
+def load_coco(tmp_path, exported):
+    path = tmp_path / "export.json"
+    path.write_text(json.dumps(exported))
+    with contextlib.redirect_stdout(io.StringIO()):
+        return COCO(path)
+
+
+def test_the_export_holds_just_the_accepted_masks(office, tmp_path, recwarn):
+    office.prepared().finished()
+    campaign = pipeline.open_campaign(office.store, office.settings)
+    exported = pipeline.export_coco(campaign, office.store.source_tasks())
+    loaded = load_coco(tmp_path, exported)
+    made = loaded.loadAnns(loaded.getAnnIds())
+    assert {one["mask_id"] for one in made} == set(campaign.table.ids[campaign.accepted()].tolist())
+    assert [category["name"] for category in loaded.loadCats(loaded.getCatIds())] == ["x", "Y"]
+    assert {one["category_id"] for one in made} == {1}
+    assert sorted(image["file_name"].rsplit("-")[-1] for image in exported["images"]) == ["a.png", "b.png"]
+    written = {
+        task["id"]: {mask_of(region) for region in task["annotations"][0]["result"]}
+        for task in office.gateway.tasks(office.project, ["annotations", "result"])
+    }
+    for image in loaded.getImgIds():
+        here = loaded.loadAnns(loaded.getAnnIds(imgIds=[image]))
+        assert {one["mask_id"] for one in here} == written[image]
+    for one in made:
+        assert one["area"] == 25
+        assert one["bbox"][2:] == [5, 5]
+        assert one["cluster"].startswith("x/")
+        assert loaded.annToRLE(one)["size"] == [32, 32]
+
+
+def test_a_campaign_that_accepted_nothing_exports_an_empty_dataset(office, tmp_path):
+    office.prepared()
+    campaign = pipeline.open_campaign(office.store, office.settings)
+    loaded = load_coco(tmp_path, pipeline.export_coco(campaign, office.store.source_tasks()))
+    assert (loaded.getAnnIds(), loaded.getImgIds()) == ([], [])

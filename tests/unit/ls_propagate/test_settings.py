@@ -1,0 +1,173 @@
+"""Settings: the environment before the file, wrong ones refused by name, secrets never told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ls_propagate.settings import load_settings
+from propagation.errors import SettingsError
+from propagation.strategies import PaperStrategy
+
+TOKEN = "tok-3f9a"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(text, name="ls-propagate.toml"):
+    Path(name).write_text(text)
+    return Path(name)
+
+
+def test_without_file_and_environment_the_defaults_hold():
+    settings = load_settings()
+    assert settings.label_studio_url == "http://localhost:8080"
+    assert settings.strategy.build() == PaperStrategy()
+    assert settings.store_url == "sqlite:///.ls-propagate/store.sqlite"
+    assert settings.backend_host == "127.0.0.1"
+
+
+def test_the_file_is_read_where_it_exists():
+    write(
+        """
+        label_studio_url = "http://file"
+        data_dir = "kept"
+        image_hosts = ["images.example:8000"]
+        [labels]
+        nucleus = "Nucleus"
+        [segmenter]
+        name = "precomputed"
+        predictions = "p.json"
+        images = "i.json"
+        [tree]
+        linkage = "ward"
+        weights = {score = 2.0, shape = 1}
+        [strategy]
+        samples = 30
+        """
+    )
+    settings = load_settings()
+    assert settings.label_studio_url == "http://file"
+    assert settings.artefacts == Path("kept/artefacts")
+    assert settings.image_hosts == ("images.example:8000",)
+    assert settings.labels == {"nucleus": "Nucleus"}
+    assert settings.segmenter.predictions == Path("p.json")
+    assert settings.tree.weights == {"score": 2.0, "shape": 1.0}
+    assert settings.strategy.build().samples == 30
+
+
+def test_a_file_named_is_read_instead(folder):
+    write("write_every = 7")
+    assert load_settings(write("write_every = 8", "other.toml")).write_every == 8
+
+
+def test_the_environment_beats_the_file_setting_by_setting(monkeypatch):
+    write('label_studio_url = "http://file"\nwrite_every = 7\n[strategy]\nsamples = 3\nbudget = 9')
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://env")
+    monkeypatch.setenv("LS_PROPAGATE_STRATEGY__BUDGET", "100")
+    monkeypatch.setenv("LS_PROPAGATE_IMAGE_HOSTS", json.dumps(["a.example"]))
+    settings = load_settings()
+    assert settings.label_studio_url == "http://env"
+    assert (settings.strategy.samples, settings.strategy.budget) == (3, 100)
+    assert settings.write_every == 7
+    assert settings.image_hosts == ("a.example",)
+
+
+def test_what_is_given_beats_both(monkeypatch):
+    write("write_every = 7")
+    monkeypatch.setenv("LS_PROPAGATE_WRITE_EVERY", "8")
+    assert load_settings(write_every=9).write_every == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("nonsense = 1", "setting nonsense: .*not permitted"),
+        ("[strategy]\nsample = 3", r"setting strategy\.sample: .*not permitted"),
+        ("[tree]\nlinkage = 'single'", r"setting tree\.linkage: .*complete"),
+        ("[tree]\nweights = {score = -1}", r"setting tree\.weights\.score: .*greater than or equal to 0"),
+        ("[segmenter]\nname = 'magic'", "setting segmenter: .*precomputed.*watershed"),
+        ("[segmenter]\nname = 'watershed'", r"setting segmenter\.watershed\.seed: Field required"),
+        ("strategy = 3", "setting strategy: "),
+        ("write_every = 0", "setting write_every: .*greater than or equal to 1"),
+        ("poll_seconds = 0", "setting poll_seconds: "),
+        ("write_every = 'often'", "setting write_every: .*integer"),
+        ("backend_port = 70000", "setting backend_port: "),
+        ("[strategy]\npage_size = 21", r"setting strategy\.page_size: .*20"),
+    ],
+)
+def test_a_wrong_setting_is_refused_by_name_and_place(text, said):
+    write(text)
+    with pytest.raises(SettingsError, match=rf"{said}.*; correct it in ls-propagate\.toml or in the environment"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("LS_PROPAGATE_STRATEGY__BUDGE", "7", r"setting strategy\.budge: "),
+        ("LS_PROPAGATE_STRATEGY__BUDGET", "many", r"setting strategy\.budget: .*integer"),
+        ("LS_PROPAGATE_IMAGE_HOSTS", "a.example", "image_hosts.*as JSON in the environment"),
+        ("LS_PROPAGATE_STRATEGY", "paper", "strategy.*as JSON in the environment"),
+    ],
+)
+def test_a_wrong_value_in_the_environment_is_refused_by_name(monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=said):
+        load_settings()
+
+
+def test_a_strategy_out_of_range_is_refused_when_it_is_built():
+    write("[strategy]\naccept_at = 3")
+    with pytest.raises(SettingsError, match=r"strategy\.accept_at is 3"):
+        load_settings().strategy.build()
+
+
+@pytest.mark.parametrize("name", ["label_studio_api_key", "LABEL_STUDIO_API_KEY", "backend_password"])
+def test_a_secret_in_the_file_is_refused_and_not_told(name):
+    write(f'{name} = "{TOKEN}"')
+    with pytest.raises(SettingsError, match=rf"{name}; take it out and set it in the environment") as caught:
+        load_settings()
+    assert TOKEN not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_named():
+    with pytest.raises(SettingsError, match=r"no settings file nowhere\.toml; correct --config"):
+        load_settings(Path("nowhere.toml"))
+
+
+@pytest.mark.parametrize("content", [b"a = ", b"= 3", b"\xff\xfe", b"[a\n"])
+def test_a_file_that_is_not_toml_is_named(content):
+    Path("bad.toml").write_bytes(content)
+    with pytest.raises(SettingsError, match=r"bad\.toml is not TOML \(.*\); correct it"):
+        load_settings(Path("bad.toml"))
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_token_says_where_to_get_one(monkeypatch, value):
+    if value is not None:
+        monkeypatch.setenv("LABEL_STUDIO_API_KEY", value)
+    with pytest.raises(SettingsError, match=r"personal access token .* LABEL_STUDIO_API_KEY"):
+        _ = load_settings().token
+
+
+def test_secrets_are_kept_out_of_all_that_is_printed(monkeypatch):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    monkeypatch.setenv("LS_PROPAGATE_BACKEND_PASSWORD", TOKEN)
+    settings = load_settings()
+    assert settings.token == TOKEN
+    assert settings.backend_password.get_secret_value() == TOKEN
+    for told in (repr(settings), str(settings), str(settings.model_dump()), settings.model_dump_json()):
+        assert TOKEN not in told
+
+
+def test_a_wrong_setting_beside_a_secret_does_not_tell_it(monkeypatch):
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", TOKEN)
+    write("nonsense = 1")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert TOKEN not in str(caught.value)

@@ -1,0 +1,206 @@
+"""The ML backend's answers: those of the protocol, and those to what it cannot use."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+from pycocotools import mask as coco
+
+from ml_backend.segmenters.base import Image
+from ml_backend.server import create_app
+from plugin.label_studio.regions import mask_of, rle_of
+from propagation.errors import ImageError
+from propagation.masks import Detections, mask_id
+from propagation.rle import decode
+
+CONFIG = """
+<View>
+  <Image name="picture" value="$photo"/>
+  <PolygonLabels name="outline" toName="picture"><Label value="cell"/></PolygonLabels>
+</View>
+"""
+HEIGHT, WIDTH = 20, 30
+
+
+class Bars:
+    """A bar in every image; two of them where the image is bright, none where it is black."""
+
+    categories = ("cell",)
+
+    def segment(self, images: Sequence[Image]) -> Sequence[Detections]:
+        return [self._one(image) for image in images]
+
+    def _one(self, image: Image) -> Detections:
+        count = int(image.pixels[0, 0, 0]) // 100
+        rles = []
+        for number in range(count):
+            mask = np.zeros(image.pixels.shape[:2], np.uint8, order="F")
+            mask[5:10, 10 * number : 10 * number + 8] = 1
+            rles.append(coco.encode(mask))
+        scores = np.array([0.5, 0.25][:count], np.float32)
+        return Detections(rles, scores, np.zeros(count, np.int64))
+
+
+def read(location: str) -> np.ndarray[Any, Any]:
+    levels = {"/black.png": 0, "/grey.png": 100, "/white.png": 200}
+    path = location.split("?")[0]
+    if path not in levels:
+        raise ImageError(f"image {location!r} cannot be read")
+    return np.full((HEIGHT, WIDTH, 3), levels[path], np.uint8)
+
+
+def backend(password: str | None = None, names: dict[str, str] | None = None) -> FlaskClient:
+    return create_app(Bars(), "bars-1", read, names or {}, password).test_client()
+
+
+@pytest.fixture
+def client() -> FlaskClient:
+    return backend()
+
+
+def request(*photos: Any, config: str = CONFIG) -> dict[str, Any]:
+    tasks = [{"id": number, "data": {"photo": photo}} for number, photo in enumerate(photos)]
+    return {"tasks": tasks, "project": "7.1700000000", "label_config": config, "params": {"context": None}}
+
+
+def test_the_backend_says_that_it_is_up(client: FlaskClient) -> None:
+    for path in ("/health", "/"):
+        assert client.get(path).get_json() == {"status": "UP", "model_class": "Bars"}
+
+
+def test_a_project_is_set_up_with_the_models_version(client: FlaskClient) -> None:
+    body = {"project": "7.1700000000", "schema": CONFIG, "hostname": "http://a", "access_token": "t"}
+    assert client.post("/setup", json=body).get_json() == {"model_version": "bars-1"}
+    assert client.get("/versions").get_json() == {"versions": ["bars-1"]}
+
+
+def test_events_are_acknowledged(client: FlaskClient) -> None:
+    assert client.post("/webhook", json={"action": "START_TRAINING"}).status_code == 200
+
+
+def test_every_task_gets_one_result_in_order(client: FlaskClient) -> None:
+    answer = client.post("/predict", json=request("/white.png", "/black.png", "/grey.png?signature=1"))
+    results = answer.get_json()["results"]
+    assert [len(result["result"]) for result in results] == [2, 0, 1]
+    assert [result["score"] for result in results] == [0.375, 0.0, 0.5]
+    assert {result["model_version"] for result in results} == {"bars-1"}
+
+
+def test_a_mask_comes_as_regions_that_cover_it(client: FlaskClient) -> None:
+    [result] = client.post("/predict", json=request("/grey.png?signature=1")).get_json()["results"]
+    (region,) = result["result"]
+    assert (region["from_name"], region["to_name"]) == ("outline", "picture")
+    assert region["value"]["polygonlabels"] == ["cell"]
+    expected = np.zeros((HEIGHT, WIDTH), bool)
+    expected[5:10, :8] = True
+    np.testing.assert_array_equal(decode(rle_of([region])), expected)
+    assert mask_of(region) == mask_id("/grey.png", "cell", coco.encode(np.asfortranarray(expected, np.uint8)))
+
+
+@pytest.mark.parametrize("data", [{}, {"photo": None}, {"photo": ""}, {"photo": 3}, {"photo": ["/a.png"]}, None])
+def test_a_task_without_an_image_gets_an_empty_result_in_its_place(client: FlaskClient, data: Any) -> None:
+    body = request("/grey.png", "…", "/white.png")
+    body["tasks"][1]["data"] = data
+    results = client.post("/predict", json=body).get_json()["results"]
+    assert [len(result["result"]) for result in results] == [1, 0, 2]
+
+
+def test_no_tasks_give_no_results(client: FlaskClient) -> None:
+    assert client.post("/predict", json=request()).get_json() == {"results": []}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b'{"tasks": []}',
+        b'{"label_config": "<View/>"}',
+        b'{"tasks": {}, "label_config": "<View/>"}',
+    ],
+)
+def test_a_body_that_is_no_request_is_refused_in_words(client: FlaskClient, body: bytes) -> None:
+    answer = client.post("/predict", data=body, content_type="application/json")
+    assert answer.status_code == 400
+    assert "send JSON with tasks (a list) and label_config" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize("tasks", [[3], [None], [{"data": 3}], ["a"]])
+def test_tasks_that_are_none_are_refused_in_words(client: FlaskClient, tasks: list[Any]) -> None:
+    answer = client.post("/predict", json=request() | {"tasks": tasks})
+    assert answer.status_code == 400
+    assert "tasks" in answer.get_json()["error"]
+
+
+@pytest.mark.parametrize("config", [None, 3, "<View", "<View/>"])
+def test_a_labeling_config_that_cannot_be_used_is_refused_in_words(client: FlaskClient, config: Any) -> None:
+    answer = client.post("/predict", json=request("/grey.png", config=config))
+    assert answer.status_code == 400
+    assert "labeling config" in answer.get_json()["error"]
+
+
+def test_an_image_that_cannot_be_read_is_named(client: FlaskClient) -> None:
+    answer = client.post("/predict", json=request("/grey.png", "/missing.png"))
+    assert answer.status_code == 400
+    assert "/missing.png" in answer.get_json()["error"]
+
+
+def test_a_category_without_a_label_is_named(client: FlaskClient) -> None:
+    answer = client.post("/predict", json=request("/grey.png", config=CONFIG.replace('"cell"', '"Zelle"')))
+    assert answer.status_code == 400
+    assert "no label for the predicted category 'cell'" in answer.get_json()["error"]
+
+
+def test_a_category_may_be_written_as_another_label() -> None:
+    body = request("/grey.png", config=CONFIG.replace('"cell"', '"Zelle"'))
+    [result] = backend(names={"cell": "Zelle"}).post("/predict", json=body).get_json()["results"]
+    assert result["result"][0]["value"]["polygonlabels"] == ["Zelle"]
+
+
+CALLS = [("post", "/predict"), ("post", "/setup"), ("get", "/versions")]
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+@pytest.mark.parametrize("auth", [None, ("user", ""), ("user", "wrong"), ("geheim", "user")])
+def test_nobody_is_let_in_without_the_password(method: str, path: str, auth: tuple[str, str] | None) -> None:
+    answer = backend("geheim").open(path, method=method.upper(), json=request("/grey.png"), auth=auth)
+    assert answer.status_code == 401
+    assert "password" in answer.get_data(as_text=True)
+    assert "geheim" not in answer.get_data(as_text=True)
+    assert answer.headers["WWW-Authenticate"].startswith("Basic")
+
+
+@pytest.mark.parametrize(("method", "path"), CALLS)
+@pytest.mark.parametrize("password", ["geheim", "schlüssel: ☃"])
+def test_the_password_lets_in_as_any_user(method: str, path: str, password: str) -> None:
+    answer = backend(password).open(path, method=method.upper(), json=request("/grey.png"), auth=("any", password))
+    assert answer.status_code == 200
+
+
+def test_the_password_may_come_in_latin_1_as_label_studio_sends_it() -> None:
+    sent = base64.b64encode("any:größe".encode("latin-1")).decode()
+    answer = backend("größe").get("/versions", headers={"Authorization": f"Basic {sent}"})
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("header", ["Basic", "Basic !", "Basic é", "Basic Z2VoZWlt", "", "Basic a b"])
+def test_a_broken_header_is_not_a_password(header: str) -> None:
+    assert backend("geheim").get("/versions", headers={"Authorization": header}).status_code == 401
+
+
+def test_another_kind_of_credentials_is_not_a_password() -> None:
+    answer = backend("geheim").get("/versions", headers={"Authorization": "Bearer geheim"})
+    assert answer.status_code == 401
+
+
+def test_health_and_events_need_no_password() -> None:
+    client = backend("geheim")
+    assert client.get("/health").status_code == 200
+    assert client.post("/webhook", json={}).status_code == 200

@@ -1,0 +1,511 @@
+"""The daemon on a server in memory: a whole campaign, cut off anywhere, and people who do as they please."""
+
+from datetime import timedelta
+from itertools import count
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from plugin.label_studio.gateway import Gateway
+from plugin.label_studio.regions import META, mask_of, rle_of
+from propagation.errors import StoreError
+from propagation.events import Decided, PageIssued
+from propagation.masks import build_table
+from sync.source import pool, push_predictions
+from sync.store import Store
+from sync.writeback import write_back
+
+CHANGING = ("import_tasks", "import_predictions", "predictions_to_annotations", "update_annotation", "upload")
+
+
+class Crash(Exception):
+    """The process ends here."""
+
+
+def crashing(k, when):
+    """Wraps callables so that the k-th call of them all ends the process, before or after it took effect."""
+    calls = count(1)
+
+    def wrapped(call):
+        def called(*args, **kwargs):
+            number = next(calls)
+            if number == k and when == "before":
+                raise Crash
+            answer = call(*args, **kwargs)
+            if number == k and when == "after":
+                raise Crash
+            return answer
+
+        return called
+
+    return wrapped
+
+
+class CrashingGateway:
+    """A gateway whose k-th changing call ends the process."""
+
+    def __init__(self, gateway: Gateway, k: int, when: str) -> None:
+        self._gateway = gateway
+        wrapped = crashing(k, when)
+        for name in CHANGING:
+            setattr(self, name, wrapped(getattr(gateway, name)))
+
+    def __getattr__(self, name):
+        return getattr(self._gateway, name)
+
+
+def changing_calls(world):
+    return [name for name in world.gateway.calls if name in CHANGING]
+
+
+def run_once_cut_off(world, open_daemon):
+    """A run that may be cut off; annotators go on meanwhile, and a new daemon takes over."""
+    try:
+        world.run(open_daemon())
+    except Crash:
+        world.close()
+        world.annotate()
+        world.gateway._now += timedelta(minutes=5)
+        world.run(world.daemon())
+        return True
+    return False
+
+
+# an undisturbed campaign
+
+
+def test_a_campaign_writes_just_the_masks_that_are_right(world):
+    world.run(world.daemon())
+    right = {mask for mask, good in world.truth.items() if good}
+    assert set(world.outcome()["accepted"]) == right
+    written = {mask_of(region) for made in world.annotations().values() for a in made for region in a["result"]}
+    assert written == right
+    assert all(len(made) == 1 for made in world.annotations().values())
+
+
+def test_each_region_tells_where_it_comes_from(make_world):
+    world = make_world(write_every=1000)
+    daemon = world.daemon()
+    world.run(daemon)
+    rows = {mask: row for row, mask in enumerate(world.table.ids.tolist())}
+    names = daemon.campaign.deciding_cluster()
+    images = dict(zip([task.task for task in daemon.store.source_tasks()], world.table.images, strict=True))
+    for task, (annotation,) in world.annotations().items():
+        for region in annotation["result"]:
+            told = region["meta"][META]
+            row = rows[told["mask"]]
+            assert world.table.images[world.table.image[row]] == images[task]
+            assert told["campaign"] == "campaign"
+            assert told["cluster"] == names[row]
+            assert told["verified"] == (daemon.campaign.verdict[row] == 1)
+            assert 0.85 <= told["estimate"] <= 1
+            assert region["value"][region["type"]] == [world.table.categories[world.table.category[row]]]
+
+
+def test_every_mask_is_written_as_it_was_found(make_world, encode, detections):
+    patterns = [
+        lambda x, y: (x > 0) & (x < 6) & (y > 0) & (y < 7),
+        lambda x, y: (abs(x - 3) < 3) & (abs(y - 3) < 3) & ((x != 3) | (y != 3)),  # a hole
+        lambda x, y: ((x < 3) & (y < 3)) | ((x > 3) & (x < 7) & (y > 3) & (y < 7)),  # two parts
+        lambda x, y: (x - 3) ** 2 + (y - 3) ** 2 < 10,
+        lambda x, y: (x + y < 7) & (x > 0),
+        lambda x, y: (x == 3) & (y == 3),  # a pixel
+        lambda x, y: (x == y) & (x < 7),  # parts that touch at corners
+    ]
+
+    def shapes(scores, categories, names, keys):
+        rles = []
+        for place in range(len(scores)):
+            y, x = np.mgrid[:32, :32]
+            left, top = place % 16 % 4 * 8, place % 16 // 4 * 8
+            cell = (x >= left) & (x < left + 8) & (y >= top) & (y < top + 8)
+            rles.append(encode(cell & patterns[place % len(patterns)](x - left, y - top)))
+        found = [
+            detections(rles[b : b + 16], scores[b : b + 16], categories[b : b + 16])
+            for b in range(0, len(rles), 16)
+        ]
+        return build_table(keys, found, names, "model-1")
+
+    world = make_world(shapes)
+    world.run(world.daemon())
+    regions = {}
+    for made in world.annotations().values():
+        for region in made[0]["result"]:
+            regions.setdefault(mask_of(region), []).append(region)
+    assert set(regions) == {mask for mask, good in world.truth.items() if good}
+    for mask, parts in regions.items():
+        row = world.table.ids.tolist().index(mask)
+        assert coco.iou([rle_of(parts)], [world.table.rle(row)], [0])[0, 0] >= 0.98
+    assert {region["type"] for parts in regions.values() for region in parts} == {"polygonlabels", "brushlabels"}
+
+
+def test_running_again_changes_nothing(world):
+    world.run(world.daemon())
+    world.close()
+    before, calls, pages = world.outcome(), changing_calls(world), world.pages()
+    daemon = world.daemon()
+    for _ in range(3):
+        step = daemon.step()
+        assert step.finished
+        assert (step.questions, step.decisions, step.pages, step.images_written) == (0, 0, 0, 0)
+    assert (world.outcome(), changing_calls(world), world.pages()) == (before, calls, pages)
+
+
+def test_nothing_is_written_before_enough_masks_are_accepted(make_world):
+    world = make_world(write_every=1000)
+    unfinished = []
+
+    def look(step):
+        if not step.finished:
+            unfinished.extend(a for made in world.annotations().values() for a in made)
+
+    world.run(world.daemon(), look)
+    assert unfinished == []
+    assert all(world.annotations().values())
+    assert "update_annotation" not in world.gateway.calls
+
+
+def test_the_log_says_what_was_answered_and_how_long_it_took(world):
+    daemon = world.daemon()
+    world.run(daemon)
+    answers = [page.answer for page in daemon.campaign.pages.values()]
+    assert all(answer.by == 2 and answer.seconds == 1.0 for answer in answers)
+
+
+# cut off anywhere
+
+
+@pytest.fixture
+def no_crops(monkeypatch):
+    """Pages without pictures, which take most of a run's time."""
+    monkeypatch.setattr("sync.pages.render_crop", lambda pixels, rle: b"crop")
+
+
+def undisturbed(make_world):
+    world = make_world()
+    world.run(world.daemon())
+    return world
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_at_any_call_of_the_server_changes_no_outcome(make_world, no_crops, when):
+    whole = undisturbed(make_world)
+    expected, number = whole.outcome(), len(changing_calls(whole))
+    assert set(changing_calls(whole)) >= set(CHANGING)
+    for k in range(1, number + 1):
+        world = make_world()
+        before = len(changing_calls(world))
+        gateway = CrashingGateway(world.gateway, k, when)
+        crashed = run_once_cut_off(world, lambda w=world, g=gateway: w.daemon(g))
+        assert crashed == (k <= number - before), k
+        assert world.outcome() == expected, k
+        assert all(len(made) == 1 for made in world.annotations().values()), k
+        world.close()
+        if not crashed:
+            break
+    else:
+        pytest.fail("no run was long enough to end undisturbed")
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_at_any_write_to_the_store_changes_no_outcome(make_world, no_crops, monkeypatch, when):
+    expected = undisturbed(make_world).outcome()
+    append = Store.append
+    for k in count(1):
+        world = make_world()
+        with monkeypatch.context() as patch:
+            patch.setattr(Store, "append", crashing(k, when)(append))
+            crashed = run_once_cut_off(world, world.daemon)
+        assert world.outcome() == expected, k
+        assert all(len(made) == 1 for made in world.annotations().values()), k
+        world.close()
+        if not crashed:
+            break
+    assert k > 20
+
+
+def test_pages_answered_while_the_daemon_was_down_are_read(world):
+    # both are answered before the daemon knows their tasks, one long before the other
+    gateway = CrashingGateway(world.gateway, 2, "after")
+    with pytest.raises(Crash):
+        world.daemon(gateway).step()
+    world.close()
+    first, *others = world.pages()
+    assert others
+    world.gateway.submit(first["id"], world.marks(first))
+    world.gateway._now += timedelta(hours=1)
+    world.annotate()
+    world.run(world.daemon())
+    assert set(world.outcome()["accepted"]) == {mask for mask, good in world.truth.items() if good}
+
+
+def test_two_daemons_at_once_are_told_apart(world):
+    one, other = world.daemon(), world.daemon()
+    one.step()
+    with pytest.raises(StoreError, match="another process writes to this store"):
+        other.step()
+    world.annotate()
+    world.run(one)
+    pages = [page["data"]["page"] for page in world.pages()]
+    assert len(set(pages)) == len(pages)
+
+
+# people in the source project
+
+
+def drawn(label="x"):
+    points = [[10, 10], [20, 10], [20, 20]]
+    return [
+        {
+            "id": "mine",
+            "from_name": "polygon",
+            "to_name": "image",
+            "type": "polygonlabels",
+            "original_width": 32,
+            "original_height": 32,
+            "value": {"points": points, "polygonlabels": [label]},
+        }
+    ]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 4])
+def test_an_image_that_a_person_annotates_gets_nothing_more(world, steps):
+    daemon = world.daemon()
+    task = daemon.store.source_tasks()[1]
+    for _ in range(steps):
+        daemon.step()
+        world.annotate()
+    before = [a for a in world.annotations()[task.task] if a["parent_prediction"]]
+    theirs = world.gateway.submit(task.task, drawn())
+    world.run(daemon)
+    now = world.annotations()[task.task]
+    assert [a["result"] for a in now if a["id"] == theirs] == [drawn()]
+    assert [a for a in now if a["id"] != theirs] == before
+    assert not set(world.outcome()["accepted"]) & set(world.table.ids[world.table.image == 1].tolist())
+    others = [made for number, made in world.annotations().items() if number != task.task]
+    assert all(len(made) == 1 for made in others)
+
+
+def test_an_image_annotated_from_the_first_is_asked_nothing(world):
+    daemon = world.daemon()
+    world.gateway.submit(daemon.store.source_tasks()[1].task, drawn())
+    world.run(daemon)
+    there = set(world.table.ids[world.table.image == 1].tolist())
+    asked = {crop["alias"] for page in world.pages() for crop in page["data"]["crops"]}
+    assert asked
+    assert not asked & there
+
+
+def test_a_person_who_skips_a_source_task_takes_nothing(world):
+    daemon = world.daemon()
+    task = daemon.store.source_tasks()[1].task
+    world.gateway.skip(task)
+    world.run(daemon)
+    assert [a["was_cancelled"] for a in world.annotations()[task]] == [True, False]
+
+
+def test_an_annotation_of_ours_that_a_person_edits_is_theirs(world):
+    daemon = world.daemon()
+    task = daemon.store.source_tasks()[0].task
+    world.run(daemon)
+    (ours,) = world.annotations()[task]
+    world.gateway.edit(ours["id"], drawn())
+    # an answer is changed too, so that there is something to be written
+    page = next(p for p in world.pages() if any(world.truth[crop["alias"]] for crop in p["data"]["crops"]))
+    everything = [crop["alias"] for crop in page["data"]["crops"]]
+    world.gateway.edit(page["annotations"][0]["id"], world.marking(everything))
+    for _ in range(3):
+        daemon.step()
+    assert [a["result"] for a in world.annotations()[task]] == [drawn()]
+    assert daemon.campaign.is_taken(daemon.store.source_tasks()[0].image)
+
+
+@pytest.mark.parametrize("change", ["a new annotation", "an edit of ours"])
+def test_what_a_person_does_between_looking_and_writing_is_not_lost(world, monkeypatch, change):
+    daemon = world.daemon()
+    task = daemon.store.source_tasks()[0].task
+    theirs = []
+
+    def write_late(*args):
+        made = world.annotations()[task]
+        if not theirs and change == "a new annotation":
+            theirs.append(world.gateway.submit(task, drawn()))
+        elif not theirs and made:
+            theirs.append(made[0]["id"])
+            world.gateway.edit(made[0]["id"], drawn())
+        return write_back(*args)
+
+    monkeypatch.setattr("sync.daemon.write_back", write_late)
+    world.run(daemon)
+    assert [(a["id"], a["result"]) for a in world.annotations()[task]] == [(theirs[0], drawn())]
+
+
+# people in the verify project
+
+
+def test_a_skipped_page_is_asked_again(world):
+    daemon = world.daemon()
+    daemon.step()
+    page, *_ = world.pages()
+    world.gateway.skip(page["id"])
+    world.run(daemon)
+    same = [p for p in world.pages() if questions(p) == questions(page)]
+    assert len(same) == 2
+    assert same[0]["data"]["page"] != same[1]["data"]["page"]
+    assert set(world.outcome()["accepted"]) == {mask for mask, good in world.truth.items() if good}
+
+
+def questions(page):
+    return [crop["alias"] for crop in page["data"]["crops"]]
+
+
+@pytest.mark.parametrize("when", ["at once", "after the end"])
+def test_a_page_whose_answer_was_deleted_is_asked_again(world, when):
+    daemon = world.daemon()
+    daemon.step()
+    world.annotate()
+    page = world.pages()[0]
+    if when == "at once":
+        daemon.step()
+    else:
+        world.run(daemon)
+    expected = {mask for mask, good in world.truth.items() if good}
+    world.gateway.delete(page["annotations"][0]["id"])
+    assert not daemon.step().finished
+    again = [p for p in world.pages() if questions(p) == questions(page)]
+    assert len(again) == 2
+    # the same task is asked no more: its answer is that of the new one
+    world.gateway.submit(again[1]["id"], world.marks(again[1]))
+    world.run(daemon)
+    assert set(world.outcome()["accepted"]) == expected
+    assert all(len(made) == 1 for made in world.annotations().values())
+
+
+def test_an_answer_about_a_foreign_mask_is_a_problem_of_its_page_alone(world):
+    daemon = world.daemon()
+    daemon.step()
+    page, *others = world.pages()
+    world.gateway.submit(page["id"], world.marking(["elsewhere"]))
+    world.annotate()
+    step = daemon.step()
+    assert [page["data"]["page"] in str(problem) for problem in step.problems] == [True]
+    assert "elsewhere" in str(step.problems[0])
+    assert step.questions == sum(len(questions(other)) for other in others)
+    assert len([p for p in world.pages() if questions(p) == questions(page)]) == 2
+    world.run(daemon)
+    assert set(world.outcome()["accepted"]) == {mask for mask, good in world.truth.items() if good}
+
+
+def test_a_mask_marked_wrong_later_is_taken_out_of_what_was_written(world):
+    daemon = world.daemon()
+    world.run(daemon)
+    page = next(p for p in world.pages() if world.truth[p["data"]["crops"][0]["alias"]])
+    gone = page["data"]["crops"][0]["alias"]
+    answer = page["annotations"][0]
+    already = [mask for item in answer["result"] for mask in item["value"]["choices"]]
+    before = written_masks(world)
+    assert gone in before
+    world.gateway.edit(answer["id"], world.marking([*already, gone]))
+    assert daemon.step().images_written == 1
+    assert written_masks(world) == before - {gone}
+    assert all(len(made) == 1 for made in world.annotations().values())
+    # and a mark taken back brings it again
+    world.gateway.edit(answer["id"], world.marking(already))
+    daemon.step()
+    assert written_masks(world) == before
+
+
+def written_masks(world):
+    return {mask_of(region) for made in world.annotations().values() for a in made for region in a["result"]}
+
+
+def test_the_first_of_two_answers_stands(world):
+    daemon = world.daemon()
+    daemon.step()
+    page = world.pages()[0]
+    world.gateway.submit(page["id"], world.marks(page))
+    world.gateway.submit(page["id"], world.marking(questions(page)), by=3)
+    world.run(daemon)
+    assert set(world.outcome()["accepted"]) == {mask for mask, good in world.truth.items() if good}
+
+
+def test_decisions_follow_the_order_of_events_not_of_people(make_world):
+    outcomes = []
+    for reverse in (False, True):
+        world = make_world()
+        daemon = world.daemon()
+        while not daemon.step().finished:
+            waiting = [page for page in world.pages() if not page["annotations"]]
+            for page in sorted(waiting, key=lambda p: p["id"], reverse=reverse):
+                world.gateway.submit(page["id"], world.marks(page))
+                daemon.step()
+        outcomes.append(world.outcome())
+    assert outcomes[0] == outcomes[1]
+
+
+# predictions out, and the pool
+
+
+def push(world):
+    store = world.daemon().store
+    return push_predictions(
+        world.gateway, world.source, store.source_tasks(), world.table, world.trees, "propagate-1", 3
+    )
+
+
+def test_predictions_are_pushed_once(world):
+    assert (push(world), push(world)) == (3, 0)
+    for made in world.predictions().values():
+        assert [p["model_version"] for p in made] == ["propagate-1"]
+
+
+def test_predictions_cut_off_are_completed(world):
+    daemon = world.daemon()
+    first = daemon.store.source_tasks()[:1]
+    push_predictions(world.gateway, world.source, first, world.table, world.trees, "propagate-1", 3)
+    assert push(world) == 2
+    assert all(len(made) == 1 for made in world.predictions().values())
+
+
+def test_each_predicted_region_names_its_mask_and_a_cluster_around_it(world):
+    world.table.best[5] = False
+    push(world)
+    seen = []
+    for made in world.predictions().values():
+        for region in made[0]["result"]:
+            told = region["meta"][META]
+            category, _, node = told["cluster"].rpartition("/")
+            tree = next(tree for tree in world.trees if tree.category == category)
+            inside = world.table.ids[tree.rows[tree.slice(int(node))]]
+            assert told["mask"] in inside
+            assert len(inside) >= 3
+            seen.append(told["mask"])
+    assert sorted(seen) == sorted(np.delete(world.table.ids, 5).tolist())
+
+
+def test_the_pool_is_the_images_that_no_person_annotated(world):
+    keys = world.table.images.tolist()
+    tasks = {task.image: task.task for task in pool(world.gateway, world.source.project, "image")}
+    assert list(tasks) == keys
+    world.gateway.submit(tasks[keys[0]], drawn())
+    world.gateway.skip(tasks[keys[1]])
+    again = {"data": {"image": f"{keys[2]}?signed=2"}}
+    world.gateway.import_tasks(world.source.project, [again, {"data": {"text": "no image"}}])
+    assert [(t.image, t.task) for t in pool(world.gateway, world.source.project, "image")] == [
+        (key, tasks[key]) for key in keys[1:]
+    ]
+
+
+def test_what_a_campaign_wrote_leaves_an_image_in_the_pool(world):
+    world.run(world.daemon())
+    assert len(pool(world.gateway, world.source.project, "image")) == 3
+
+
+def test_the_events_of_a_run_are_in_order(world):
+    daemon = world.daemon()
+    world.run(daemon)
+    events = daemon.store.events()
+    issued = [event.page for event in events if isinstance(event, PageIssued)]
+    assert len(set(issued)) == len(issued)
+    assert any(isinstance(event, Decided) and event.decision == "accept" for event in events)
