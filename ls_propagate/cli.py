@@ -211,6 +211,7 @@ def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], co
     """Write the accepted masks as a COCO dataset."""
     with _opened(config) as (settings, store):
         made = pipeline.export_coco(pipeline.open_campaign(store, settings), store.source_tasks())
+    file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + ".part")
     draft.write_text(json.dumps(made))
     draft.replace(file)

@@ -16,7 +16,7 @@ from ml_backend.segmenters.base import Image, Segmenter
 from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import read_labeling
 from plugin.label_studio.regions import regions_of
-from propagation.errors import PropagateError
+from propagation.errors import ImageError, PropagateError
 from propagation.masks import check_detections, mask_id
 
 log = logging.getLogger(__name__)
@@ -81,15 +81,15 @@ def create_app(
         labeling = read_labeling(body["label_config"], segmenter.categories, names, str(body.get("project")))
         tasks = body["tasks"]
         locations = [(task.get("data") or {}).get(labeling.field) for task in tasks]
-        readable = [location for location in locations if isinstance(location, str) and location]
-        images = [Image(image_key(location), read(location)) for location in readable]
-        found = iter(zip(images, segmenter.segment(images) if images else [], strict=True))
+        images = [_read(location, read) for location in locations]
+        readable = [image for image in images if image is not None]
+        found = iter(segmenter.segment(readable) if readable else [])
         results = []
-        for location in locations:
+        for image in images:
             regions: list[Json] = []
             scores: list[float] = []
-            if isinstance(location, str) and location:
-                image, detections = next(found)
+            if image is not None:
+                detections = next(found)
                 check_detections(image.key, detections, segmenter.categories)
                 scores = detections.scores.tolist()
                 for rle, score, number in zip(detections.rles, scores, detections.categories, strict=True):
@@ -130,3 +130,14 @@ def _is_request(body: Any) -> TypeGuard[Json]:
         and isinstance(body.get("tasks"), list)
         and all(isinstance(task, dict) and isinstance(task.get("data"), dict | None) for task in body["tasks"])
     )
+
+
+def _read(location: Any, read: Callable[[str], NDArray[np.uint8]]) -> Image | None:
+    """The image of a task, or None where it has none that can be read: the other tasks still get answers."""
+    if not isinstance(location, str) or not location:
+        return None
+    try:
+        return Image(image_key(location), read(location))
+    except ImageError as error:
+        log.warning("%s", error)
+        return None

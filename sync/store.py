@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,28 +69,45 @@ class Store:
             ) from error
         if address.get_backend_name() == "sqlite":
             sa.event.listen(self._engine, "connect", _prepare_sqlite)
+        self._seq = 0
         try:
-            metadata.create_all(self._engine)
-            schema = self.fact("schema")
-        except SQLAlchemyError as error:
+            self._prepare()
+        except StoreError:
             self.close()
-            raise StoreError(
-                f"the store {address!r} cannot be opened ({error}); correct the store setting"
-            ) from error
+            raise
+
+    def _prepare(self) -> None:
+        with self._transaction() as connection:
+            metadata.create_all(connection)
+        schema = self.fact("schema")
         if schema is None:
             self.remember(schema=SCHEMA)
         elif schema != SCHEMA:
-            self.close()
-            raise StoreError(f"the store {address!r} has schema {schema}, this version knows {SCHEMA}; update it")
-        self._seq = 0
+            raise StoreError(
+                f"the store {self._engine.url!r} has schema {schema}, this version knows {SCHEMA}; update it"
+            )
 
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except IntegrityError as error:
+            raise StoreError(
+                "another process writes to this store; stop one of them, then start the other again"
+            ) from error
+        except SQLAlchemyError as error:
+            raise StoreError(
+                f"the store {self._engine.url!r} failed ({error}); see that it can be reached and written to"
+            ) from error
+
     def events(self) -> list[Event]:
         """The whole event log; what is appended next continues it."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(sa.select(_events).order_by(_events.c.seq)).all()
         self._seq = rows[-1].seq if rows else 0
         return [from_record(row.kind, row.body) for row in rows]
@@ -104,36 +122,31 @@ class Store:
         for seq, event in enumerate(events, self._seq + 1):
             kind, body = to_record(event)
             rows.append({"seq": seq, "kind": kind, "body": body, "at": now})
-        try:
-            with self._engine.begin() as connection:
-                if rows:
-                    connection.execute(sa.insert(_events), rows)
-                _set(connection, facts)
-        except IntegrityError as error:
-            raise StoreError(
-                "another process writes to this store; stop one of them, then start the other again"
-            ) from error
+        with self._transaction() as connection:
+            if rows:
+                connection.execute(sa.insert(_events), rows)
+            _set(connection, facts)
         self._seq += len(rows)
 
     def fact(self, name: str) -> Any:
         """A remembered fact, or None."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             return connection.execute(sa.select(_facts.c.value).where(_facts.c.name == name)).scalar()
 
     def remember(self, **facts: Any) -> None:
         """Remember facts by name, in place of what was remembered."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             _set(connection, facts)
 
     def source_tasks(self) -> list[SourceTask]:
         """The tasks of the pool."""
-        with self._engine.connect() as connection:
+        with self._transaction() as connection:
             rows = connection.execute(sa.select(_tasks).order_by(_tasks.c.task)).all()
         return [SourceTask(row.image, row.task, row.location) for row in rows]
 
     def set_source_tasks(self, tasks: Sequence[SourceTask]) -> None:
         """Replace the tasks of the pool."""
-        with self._engine.begin() as connection:
+        with self._transaction() as connection:
             connection.execute(sa.delete(_tasks))
             if tasks:
                 connection.execute(sa.insert(_tasks), [vars(task) for task in tasks])

@@ -11,7 +11,7 @@ from propagation.errors import AnswerError
 from propagation.events import PageAnswered, PageReturned, Verdict
 
 FIELDS = (
-    "data", "annotations", "result", "was_cancelled", "completed_by", "lead_time",
+    "annotations", "result", "was_cancelled", "completed_by", "lead_time",
 )  # fmt: skip
 
 
@@ -51,10 +51,10 @@ def _read_page(task: Json, page: PageState) -> tuple[PageAnswered | PageReturned
     if page.answer and (page.answer.annotation, page.answer.version) == (answer["id"], version):
         return None, None
     try:
-        right = read_answer(task["data"], answer)
+        right = read_answer(page.issued.page, page.issued.questions, answer)
     except AnswerError as error:
         return (None if page.returned else PageReturned(page.issued.page, answer["id"], version)), error
-    verdicts: tuple[Verdict, ...] = tuple("yes" if right[mask] else "no" for mask in page.issued.questions)
+    verdicts: tuple[Verdict, ...] = tuple("yes" if judged else "no" for judged in right.values())
     return (
         PageAnswered(
             page.issued.page, answer["id"], version, answer["completed_by"], answer.get("lead_time"), verdicts

@@ -138,5 +138,6 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             if httpx.get(f"{url}/health", timeout=5).is_success:
                 return
         except httpx.HTTPError:
-            time.sleep(0.5)
+            pass
+        time.sleep(0.5)
     raise Unreachable(f"Label Studio did not answer at {url} within {START_SECONDS} s; its log is {log}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -14,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from propagation.errors import ImageError
 
 LOCAL_FILES = "/data/local-files/"
+LARGEST = 500_000_000  # pixels: a large slide, and 1.5 GB as RGB
+Image.MAX_IMAGE_PIXELS = None  # the limit here is checked before decoding, in words
 
 
 def image_key(location: str) -> str:
@@ -45,21 +46,18 @@ def decode(location: str, content: bytes) -> NDArray[np.uint8]:
     Raises ImageError when the file is empty, no image, broken, or too large to be one.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture: Any = Image.open(io.BytesIO(content))
-            picture = ImageOps.exif_transpose(picture)
-            pixels = np.asarray(_eight_bit(picture).convert("RGB"))
-    except (
-        UnidentifiedImageError, OSError, ValueError, SyntaxError,
-        Image.DecompressionBombError, Image.DecompressionBombWarning,
-    ) as error:  # fmt: skip
+        picture: Any = Image.open(io.BytesIO(content))
+        if picture.width * picture.height > LARGEST:
+            raise ValueError(f"{picture.width} x {picture.height} pixels are more than {LARGEST}")
+        picture = ImageOps.exif_transpose(picture)
+        pixels = np.asarray(_eight_bit(picture).convert("RGB"))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = "the file is empty" if not content else str(error)
         raise ImageError(
-            f"image {location!r} cannot be read ({reason}); replace the file, or delete the task"
+            f"image {location!r} cannot be read ({reason}); replace the file, or leave the image out"
         ) from error
     if 0 in pixels.shape:
-        raise ImageError(f"image {location!r} has no pixels; replace the file, or delete the task")
+        raise ImageError(f"image {location!r} has no pixels; replace the file, or leave the image out")
     return pixels
 
 

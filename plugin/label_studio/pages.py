@@ -83,16 +83,16 @@ def is_answer(annotation: Mapping[str, Any]) -> bool:
     return annotation.get("was_cancelled") is False
 
 
-def read_answer(task_data: Mapping[str, Any], annotation: Mapping[str, Any]) -> dict[str, bool]:
-    """Mask id -> judged right, for every mask of the page, in the page's order; what is not marked is right.
+def read_answer(page_id: str, questions: Sequence[str], annotation: Mapping[str, Any]) -> dict[str, bool]:
+    """Mask id -> judged right, for every question of the page, in its order; what is not marked is right.
 
     Raises AnswerError when a mark is not a mask of the page.
     """
-    right = {str(crop["alias"]): True for crop in task_data["crops"]}
+    right = dict.fromkeys(questions, True)
     for mask in _marked(annotation):
         if mask not in right:
             raise AnswerError(
-                f"annotation {annotation.get('id')} of page {task_data.get('page')} marks {mask!r}, "
+                f"annotation {annotation.get('id')} of page {page_id} marks {mask!r}, "
                 "which is not on the page: delete the annotation in Label Studio, so that the page is asked again"
             )
         right[mask] = False

@@ -146,10 +146,13 @@ def test_a_labeling_config_that_cannot_be_used_is_refused_in_words(client: Flask
     assert "labeling config" in answer.get_json()["error"]
 
 
-def test_an_image_that_cannot_be_read_is_named(client: FlaskClient) -> None:
-    answer = client.post("/predict", json=request("/grey.png", "/missing.png"))
-    assert answer.status_code == 400
-    assert "/missing.png" in answer.get_json()["error"]
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(
+    client: FlaskClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = client.post("/predict", json=request("/missing.png", "/grey.png")).get_json()["results"]
+    assert results[0]["result"] == []
+    assert results[1]["result"]
+    assert "/missing.png" in caplog.text
 
 
 def test_a_category_without_a_label_is_named(client: FlaskClient) -> None:

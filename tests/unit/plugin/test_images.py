@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plugin.label_studio import images
 from plugin.label_studio.images import decode, file_name, image_key
 from propagation.errors import ImageError
 
@@ -127,7 +128,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
 def test_a_file_that_cannot_be_read_is_named(broken: bytes) -> None:
-    with pytest.raises(ImageError, match=r"image '/data/x\.png' .*replace the file, or delete the task"):
+    with pytest.raises(ImageError, match=r"image '/data/x\.png' .*replace the file, or leave the image out"):
         decode("/data/x.png", broken)
 
 
@@ -136,8 +137,7 @@ def test_an_empty_file_is_said_to_be_empty() -> None:
         decode("/data/x.png", b"")
 
 
-@pytest.mark.parametrize("times", [1.5, 3])
-def test_a_file_that_would_fill_the_memory_is_refused(times: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(HEIGHT * WIDTH / times))
-    with pytest.raises(ImageError, match=r"x\.png.*decompression bomb"):
+def test_a_file_that_would_fill_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "LARGEST", 23)
+    with pytest.raises(ImageError, match=r"x\.png.*6 x 4 pixels are more than 23"):
         decode("x.png", PNG)

@@ -142,7 +142,7 @@ def test_sqlite_writes_ahead(opened, url):
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     path = tmp_path / "store.sqlite"
     path.write_text("not a database, " * 100)
-    with pytest.raises(StoreError, match=r"store\.sqlite cannot be opened"):
+    with pytest.raises(StoreError, match=r"store\.sqlite failed"):
         Store(f"sqlite:///{path}")
 
 
