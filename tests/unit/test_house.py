@@ -1,0 +1,83 @@
+"""The house as docs/design.md draws it, and the README as the commands and settings are."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from pydantic import BaseModel
+
+from ls_propagate.cli import app
+from ls_propagate.settings import SECRETS, Settings, StrategySettings, TreeSettings
+
+ROOT = Path(__file__).parents[2]
+FLOORS = {"propagation": 1, "plugin": 2, "ml_backend": 3, "sync": 3, "ls_propagate": 4}
+MODULES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    """The packages of the house that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names & set(FLOORS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down_and_modules_say_what_they_are_for(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    for other in imported(path) - {package}:
+        assert FLOORS[other] < FLOORS[package]
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_every_room_is_on_the_plan() -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    for path in MODULES:
+        if path.name != "__init__.py" and "demo" not in path.parts:
+            assert path.stem in design, f"{path} is not in docs/design.md"
+
+
+def test_neither_a_model_nor_label_studio_is_loaded_by_the_command_line() -> None:
+    program = "import sys, ls_propagate.cli; print(*(set(sys.modules) & {'torch', 'label_studio', 'detectron2'}))"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == ""
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text()
+    commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert set(re.findall(r"^\| `ls-propagate (\w+)", readme, re.MULTILINE)) == commands
+
+
+def test_the_readme_names_every_setting_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `([\w.]+)`.*? \| (.+?) \|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    nested: dict[str, type[BaseModel]] = {"strategy": StrategySettings, "tree": TreeSettings}
+    named = {
+        f"{group}.{name}": field for group, kind in nested.items() for name, field in kind.model_fields.items()
+    }
+    apart = {*nested, *SECRETS, "segmenter", "label_studio_url"}
+    own = {name: field for name, field in Settings.model_fields.items() if name not in apart}
+    for name, field in (named | own).items():
+        if name == "strategy.name":
+            continue
+        row = "backend_host" if name == "backend_port" else name
+        assert row in rows, f"{name} is not in the README"
+        default = field.default
+        if isinstance(default, int | float | str):
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+            assert shown in rows[row], f"{name} is {default}"
+
+
+def test_the_paths_in_the_docs_exist() -> None:
+    for page in (ROOT / "README.md", ROOT / "docs" / "design.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page} links {target}"
