@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check tests screenshots clean
+.PHONY: demo test check tests browser screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -18,8 +18,14 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-tests: $(READY)
+tests: $(READY) browser
 	$(BIN)/pytest
+
+# the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
+browser: $(READY)
+	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$LS_PROPAGATE_CHROMIUM" || \
+		{ apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
+		$(BIN)/playwright install chromium
 
 screenshots: $(READY)
 	$(BIN)/python docs/screenshots.py

@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 
     from sync.daemon import Daemon
 
+FINE_IOU = 0.85  # what a careful eye calls right
 
-def shoot_page(page: Page, url: str, project: int, right: dict[str, bool], out: Path) -> None:
+
+def shoot_page(page: Page, url: str, project: int, fine: dict[str, bool], out: Path) -> None:
     """page.png, a page as it comes, and page-marked.png, with its wrong crops marked."""
     open_label_stream(page, url, project)
     page.screenshot(path=out / "page.png")
     choices = page.locator(".grid input")
     masks = choices.evaluate_all("inputs => inputs.map(input => input.name || input.value)")
-    wrong = [place for place, mask in enumerate(masks) if not right[mask]]
+    wrong = [place for place, mask in enumerate(masks) if not fine[mask]]
     for place in wrong:
         page.locator(".grid img").nth(place).click()
     page.mouse.move(5, 5)
@@ -72,9 +74,10 @@ def main(out: Path, data: Path) -> None:
             daemon.step()
             iou = truth_iou(table, project.truth)
             right = dict(zip(table.ids.tolist(), (iou > RIGHT_IOU).tolist(), strict=True))
+            fine = dict(zip(table.ids.tolist(), (iou > FINE_IOU).tolist(), strict=True))
             with closing(new_user(server, *ANNOTATOR)) as client, open_browser() as page:
                 log_in(page, server.url, *ANNOTATOR)
-                shoot_page(page, server.url, connection.pages, right, out)
+                shoot_page(page, server.url, connection.pages, fine, out)
                 answered(daemon, Annotator(client, connection.pages, right))
                 shoot_propagated(page, server.url, daemon, out)
 

@@ -240,6 +240,7 @@ def demo(
     """Start a Label Studio of its own and run the whole job in it, with a simulated annotator."""
     from ls_propagate.demo.run import Demo, run_demo
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     with _bars() as bars:
         run_demo(
             Demo(data, dataset, images, budget, error_rate, delay, seed, keep, interactive), report, console, bars

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -24,7 +25,7 @@ from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
 from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
-from propagation.errors import ImageError, Missing, SettingsError, StoreError
+from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
 from propagation.events import CampaignStarted
 from propagation.masks import MaskTable, read_table, write_table
 from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
@@ -32,6 +33,8 @@ from sync.daemon import Daemon
 from sync.pages import VerifyProjects
 from sync.source import Source, pool, push_predictions
 from sync.store import SourceTask, Store
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int | None], Callable[[int], None]]
 
@@ -188,7 +191,7 @@ def detect(
     tasks = pool(gateway, connection.project, labeling.field)
     locations = {task.image: task.location for task in tasks}
     if isinstance(segmenter, Precomputed):
-        segmenter.match(list(locations))
+        _check_entries(segmenter, list(locations), settings)
 
     def read(key: str) -> NDArray[np.uint8]:
         return decode(key, gateway.read_file(locations[key]))
@@ -202,6 +205,18 @@ def detect(
     store.set_source_tasks(tasks)
     store.remember(table=artefact.folder.name)
     return table, unreadable
+
+
+def _check_entries(segmenter: Precomputed, keys: Sequence[str], settings: Settings) -> None:
+    """Refuse predictions of other images; say how many images they leave out."""
+    lacking = [key for key, entry in zip(keys, segmenter.match(keys), strict=True) if entry is None]
+    if not lacking:
+        return
+    assert isinstance(settings.segmenter, PrecomputedSettings)
+    said = f"{len(lacking)} of {len(keys)} images of the project are not in {settings.segmenter.images}, {lacking[0]} for one"
+    if len(lacking) == len(keys):
+        raise InputError(f"{said}; name the COCO file whose images these are")
+    log.warning("%s; they get no masks", said)
 
 
 def _artefact(store: Store, settings: Settings, fact: str, kind: str) -> Artefact:

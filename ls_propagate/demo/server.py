@@ -68,7 +68,12 @@ def label_studio(data: Path, extra: Mapping[str, str] | None = None) -> Iterator
     log = data / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(  # noqa: S603
-            command, cwd=data, env=environment, stdout=output, stderr=subprocess.STDOUT
+            command,
+            cwd=data,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is the demo's, which then stops the server itself
         )
     try:
         _wait(server.url, process, log)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any
 
 import httpx
+import pytest
 from pycocotools import mask as coco
 
 from ls_propagate import pipeline
@@ -195,3 +197,30 @@ def test_the_command_line_walks_the_whole_way(connect: Callable[[str], Site]) ->
     run("export", str(file))
     exported = json.loads(file.read_text())
     assert len(exported["annotations"]) == status["total"]["accepted"] == len(regions_by_mask(site))
+
+
+def test_the_backend_command_serves_the_segmenter(
+    connect: Callable[[str], Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = connect("backend")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    monkeypatch.setenv("LS_PROPAGATE_BACKEND_PORT", str(port))
+    process = site.command("backend")
+    try:
+        deadline = time.monotonic() + 60
+        health = None
+        while health is None and time.monotonic() < deadline:
+            assert process.poll() is None, site.output.read_text()
+            with suppress(httpx.HTTPError):
+                health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=1)
+        assert health is not None
+        assert health.json()["status"] == "UP"
+        assert httpx.get(f"http://127.0.0.1:{port}/versions").json()["versions"][0].startswith("precomputed-")
+    finally:
+        process.terminate()
+        process.wait(20)
+    monkeypatch.setenv("LS_PROPAGATE_BACKEND_HOST", "0.0.0.0")
+    assert site.command("backend").wait(60) == 1
+    assert "LS_PROPAGATE_BACKEND_PASSWORD" in site.output.read_text()

@@ -9,7 +9,7 @@ from pycocotools.coco import COCO
 
 from ls_propagate import pipeline
 from plugin.label_studio.regions import mask_of
-from propagation.errors import ConfigError, ImageError, Missing, SettingsError, StoreError
+from propagation.errors import ConfigError, ImageError, InputError, Missing, SettingsError, StoreError
 
 IMAGE = '<Image name="image" value="$image"/>'
 CHOICES = '<Choices name="c" toName="{}"><Choice value="x"/></Choices>'
@@ -317,3 +317,23 @@ def test_a_campaign_that_accepted_nothing_exports_an_empty_dataset(office, tmp_p
     campaign = pipeline.open_campaign(office.store, office.settings)
     loaded = load_coco(tmp_path, pipeline.export_coco(campaign, office.store.source_tasks()))
     assert (loaded.getAnnIds(), loaded.getImgIds()) == ([], [])
+
+
+def test_predictions_of_other_images_are_refused(make_office, tmp_path):
+    office = make_office()
+    pipeline.connect(office.gateway, office.store, str(office.project))
+    file = tmp_path / "coco.json"
+    file.write_text(file.read_text().replace(".png", ".tif"))
+    with pytest.raises(InputError, match=r"2 of 2 images of the project are not in .*coco\.json"):
+        pipeline.detect(office.gateway, office.store, office.settings)
+    assert office.store.fact("table") is None
+
+
+def test_images_without_an_entry_are_told_and_get_no_masks(make_office, tmp_path, caplog):
+    office = make_office()
+    pipeline.connect(office.gateway, office.store, str(office.project))
+    file = tmp_path / "coco.json"
+    file.write_text(file.read_text().replace("b.png", "c.png"))
+    table, _ = pipeline.detect(office.gateway, office.store, office.settings)
+    assert len(table) == 12
+    assert "1 of 2 images of the project are not in" in caplog.text
