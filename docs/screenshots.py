@@ -18,8 +18,8 @@ from ls_propagate.demo.dataset import read_dataset
 from ls_propagate.demo.run import ANNOTATOR, Demo, answered, demo_settings, source_project
 from ls_propagate.demo.scenes import make_scenes
 from ls_propagate.demo.server import label_studio, new_user
-from ls_propagate.settings import StrategySettings
 from propagation.quality import RIGHT_IOU, truth_iou
+from propagation.strategies import PaperStrategy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -63,7 +63,7 @@ def main(out: Path, data: Path) -> None:
     with label_studio(data / "label-studio") as server:
         settings = demo_settings(Demo(data), dataset, server)
         # a full page, with wrong masks on it
-        chosen = StrategySettings(samples=20, split_below=0.5)
+        chosen = PaperStrategy(samples=20, split_below=0.5)
         settings = settings.model_copy(update={"strategy": chosen})
         with pipeline.open_store(settings) as store, pipeline.open_gateway(settings) as gateway:
             project = source_project(gateway, dataset, data)

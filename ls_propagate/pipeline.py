@@ -213,7 +213,8 @@ def _check_entries(segmenter: Precomputed, keys: Sequence[str], settings: Settin
     if not lacking:
         return
     assert isinstance(settings.segmenter, PrecomputedSettings)
-    said = f"{len(lacking)} of {len(keys)} images of the project are not in {settings.segmenter.images}, {lacking[0]} for one"
+    named = settings.segmenter.images
+    said = f"{len(lacking)} of {len(keys)} images of the project are not in {named}, {lacking[0]} for one"
     if len(lacking) == len(keys):
         raise InputError(f"{said}; name the COCO file whose images these are")
     log.warning("%s; they get no masks", said)
@@ -242,7 +243,7 @@ def cluster(
     connection = connection_of(store)
     table = load_table(store, settings)
     labeling = labeling_of(gateway, connection, settings, table.categories)
-    strategy = settings.strategy.build()
+    strategy = settings.strategy
     if not store.events():
         parent = _artefact(store, settings, "table", "masks")
         trees = []
@@ -259,7 +260,7 @@ def cluster(
             [parent.fingerprint],
             lambda folder: write_trees(trees, folder),
         )
-        chosen = settings.strategy.model_dump()
+        chosen = asdict(settings.strategy)
         identity = json.dumps([connection.server, connection.project, made.fingerprint, chosen], sort_keys=True)
         name = hashlib.sha256(identity.encode()).hexdigest()[:12]
         started = CampaignStarted(name, chosen, parent.fingerprint, made.fingerprint)
@@ -285,9 +286,9 @@ def open_campaign(store: Store, settings: Settings) -> Campaign:
     Raises SettingsError when the strategy's settings are no longer those that it began with.
     """
     table, trees = load_table(store, settings), load_trees(store, settings)
-    campaign = Campaign(table, trees, settings.strategy.build())
+    campaign = Campaign(table, trees, settings.strategy)
     for event in store.events():
-        if isinstance(event, CampaignStarted) and event.settings != settings.strategy.model_dump():
+        if isinstance(event, CampaignStarted) and event.settings != asdict(settings.strategy):
             raise SettingsError(
                 f"the campaign began with the strategy {dict(event.settings)}; set it so again, "
                 "or begin another campaign in another data_dir"

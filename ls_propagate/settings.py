@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as Unparsable
 
@@ -48,23 +49,23 @@ class TreeSettings(_Strict):
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
 
 
-class StrategySettings(_Strict):
-    """The paper's rule; each name is explained at ``propagation.strategies.PaperStrategy``."""
+def _known_names(given: Any) -> Any:
+    known = {field.name for field in fields(PaperStrategy)}
+    for name in given if isinstance(given, dict) else ():
+        if name not in known:
+            raise SettingsError(f"setting strategy.{name}: not known; there are {', '.join(sorted(known))}")
+    return given
 
-    name: Literal["paper"] = "paper"
-    accept_at: float = 0.85
-    reject_at: float = 0.15
-    split_below: float = 0.7
-    samples: int = 15
-    least_size: int = 15
-    clusters_a_round: int = 30
-    budget: int | None = None
-    page_size: Annotated[int, Field(ge=1, le=len(KEYS))] = len(KEYS)
-    seed: int = 0
 
-    def build(self) -> PaperStrategy:
-        """The strategy. Raises SettingsError."""
-        return PaperStrategy(**self.model_dump(exclude={"name"}))
+def _fits_a_page(strategy: PaperStrategy) -> PaperStrategy:
+    if strategy.page_size > len(KEYS):
+        raise SettingsError(
+            f"setting strategy.page_size: {strategy.page_size} is more than a page takes, {len(KEYS)}"
+        )
+    return strategy
+
+
+Strategy = Annotated[PaperStrategy, BeforeValidator(_known_names), AfterValidator(_fits_a_page)]
 
 
 class Settings(BaseSettings):
@@ -86,7 +87,7 @@ class Settings(BaseSettings):
     segmenter: Annotated[PrecomputedSettings | WatershedSettings, Field(discriminator="name")] | None = None
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
-    strategy: StrategySettings = StrategySettings()
+    strategy: Strategy = PaperStrategy()
     write_every: Annotated[int, Field(ge=1)] = 5000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     backend_host: str = "127.0.0.1"
@@ -142,13 +143,14 @@ def load_settings(file: Path | None = None, **given: Any) -> Settings:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, InitSettingsSource(settings_cls, content)
 
+    where = f"correct it in {path} or in the environment"
     try:
         return FromFile(**given)
+    except SettingsError as error:
+        raise SettingsError(f"{error}; {where}") from error
     except Unparsable as error:
         raise SettingsError(f"{error}; lists and tables are written as JSON in the environment") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(
-            f"setting {name}: {first['msg']}; correct it in {path} or in the environment"
-        ) from error
+        raise SettingsError(f"setting {name}: {first['msg']}; {where}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from propagation.errors import SettingsError
 from propagation.events import Decision
@@ -23,6 +24,7 @@ class PaperStrategy:
     seed: of the draws.
     """
 
+    name: Literal["paper"] = "paper"
     accept_at: float = 0.85
     reject_at: float = 0.15
     split_below: float = 0.7
@@ -34,7 +36,7 @@ class PaperStrategy:
     seed: int = 0
 
     #: what its numbers may be called
-    claim = "estimate"
+    claim: ClassVar[str] = "estimate"
 
     def __post_init__(self) -> None:
         for name, bad, remedy in (

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 from typer.main import get_command
@@ -35,7 +36,7 @@ def configured(office, tmp_path):
     """The office's settings as a file, its campaign clustered."""
     office.prepared()
     segmenter = office.settings.segmenter
-    strategy = office.settings.strategy.model_dump(exclude_none=True)
+    strategy = {name: value for name, value in asdict(office.settings.strategy).items() if value is not None}
     lines = [
         f"data_dir = {json.dumps(str(office.settings.data_dir))}",
         "[segmenter]",

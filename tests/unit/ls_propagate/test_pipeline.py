@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from pycocotools.coco import COCO
@@ -256,7 +257,7 @@ def test_syncing_before_clustering_says_to_cluster(office):
 
 def test_another_strategy_than_the_campaign_began_with_is_refused(office):
     office.prepared()
-    other = office.settings.strategy.model_copy(update={"samples": 7})
+    other = replace(office.settings.strategy, samples=7)
     with pytest.raises(SettingsError, match=r"began with the strategy .*'samples': 6.*another data_dir"):
         pipeline.open_campaign(office.store, office.changed(strategy=other))
 

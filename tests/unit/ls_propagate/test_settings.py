@@ -26,7 +26,7 @@ def write(text, name="ls-propagate.toml"):
 def test_without_file_and_environment_the_defaults_hold():
     settings = load_settings()
     assert settings.label_studio_url == "http://localhost:8080"
-    assert settings.strategy.build() == PaperStrategy()
+    assert settings.strategy == PaperStrategy()
     assert settings.store_url == "sqlite:///.ls-propagate/store.sqlite"
     assert settings.backend_host == "127.0.0.1"
 
@@ -57,7 +57,7 @@ def test_the_file_is_read_where_it_exists():
     assert settings.labels == {"nucleus": "Nucleus"}
     assert settings.segmenter.predictions == Path("p.json")
     assert settings.tree.weights == {"score": 2.0, "shape": 1.0}
-    assert settings.strategy.build().samples == 30
+    assert settings.strategy.samples == 30
 
 
 def test_a_file_named_is_read_instead(folder):
@@ -87,7 +87,7 @@ def test_what_is_given_beats_both(monkeypatch):
     ("text", "said"),
     [
         ("nonsense = 1", "setting nonsense: .*not permitted"),
-        ("[strategy]\nsample = 3", r"setting strategy\.sample: .*not permitted"),
+        ("[strategy]\nsample = 3", r"setting strategy\.sample: not known"),
         ("[tree]\nlinkage = 'single'", r"setting tree\.linkage: .*complete"),
         ("[tree]\nweights = {score = -1}", r"setting tree\.weights\.score: .*greater than or equal to 0"),
         ("[segmenter]\nname = 'magic'", "setting segmenter: .*precomputed.*watershed"),
@@ -124,7 +124,7 @@ def test_a_wrong_value_in_the_environment_is_refused_by_name(monkeypatch, name, 
 def test_a_strategy_out_of_range_is_refused_when_it_is_built():
     write("[strategy]\naccept_at = 3")
     with pytest.raises(SettingsError, match=r"strategy\.accept_at is 3"):
-        load_settings().strategy.build()
+        load_settings()
 
 
 @pytest.mark.parametrize("name", ["label_studio_api_key", "LABEL_STUDIO_API_KEY", "backend_password"])
