@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
     strategy: Strategy = PaperStrategy()
-    write_every: Annotated[int, Field(ge=1)] = 5000
+    write_every: Annotated[int, Field(ge=1)] = 20_000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     backend_host: str = "127.0.0.1"
     backend_port: Annotated[int, Field(ge=0, le=65535)] = 9090

@@ -49,7 +49,7 @@ class Daemon:
         campaign: Campaign,
         source: Source,
         verify: VerifyProjects,
-        write_every: int = 5000,
+        write_every: int = 20_000,
     ) -> None:
         self.store = store
         self.gateway = gateway
