@@ -23,7 +23,7 @@ tests: $(READY) browser
 
 # the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
 browser: $(READY)
-	@command -v chromium chromium-browser google-chrome >/dev/null || test -n "$$LS_PROPAGATE_CHROMIUM" || \
+	@$(BIN)/python -c 'from ls_propagate.demo.browser import find_chromium; raise SystemExit(not find_chromium())' || \
 		{ apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
 		$(BIN)/playwright install chromium
 

@@ -22,6 +22,7 @@ from rich.table import Table
 from ls_propagate import pipeline
 from ls_propagate.settings import Settings, load_settings
 from plugin.label_studio.gateway import LabelStudioGateway
+from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
 from propagation.summary import Row, as_json, summarize
 from sync.daemon import Step
@@ -130,6 +131,21 @@ def sync(
             _tell(daemon.step())
         else:
             daemon.run(stop, settings.poll_seconds, _tell, until_finished)
+        for line in undecided(daemon.campaign):
+            console.print(line)
+
+
+def undecided(campaign: Campaign) -> list[str]:
+    """Why masks are left when nothing waits for an answer."""
+    left = summarize(campaign)[-1].open
+    if campaign.waiting_pages or not left:
+        return []
+    strategy = campaign.strategy
+    return [
+        f"{left} masks are undecided. The budget is spent, or their clusters have fewer masks than "
+        f"strategy.least_size ({strategy.least_size}) or a mean score below strategy.split_below "
+        f"({strategy.split_below:g})."
+    ]
 
 
 def _tell(step: Step) -> None:
@@ -178,9 +194,10 @@ def status(config: Config = None, as_json_: AsJson = False) -> None:
         if as_json_:
             print(json.dumps(as_json(campaign, rows), indent=1))
             return
-        waiting = len(campaign.waiting_pages)
         console.print(summary_table(rows))
-        console.print(f"{campaign.questions_asked} questions asked; {waiting} pages wait for an answer.")
+        console.print(f"{campaign.questions_asked} questions asked; {len(campaign.waiting_pages)} pages wait.")
+        for line in undecided(campaign):
+            console.print(line)
         console.print("The share right is an estimate from the answers, not a promise.")
 
 

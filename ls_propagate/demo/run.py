@@ -14,6 +14,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -27,13 +28,14 @@ from ls_propagate.settings import Settings, load_settings
 from plugin.label_studio.gateway import Gateway, chunks
 from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import read_labeling
-from plugin.label_studio.regions import mask_of, regions_of
+from plugin.label_studio.regions import mask_of, regions_of, rle_of
 from propagation.campaign import Campaign
-from propagation.masks import mask_id
+from propagation.masks import MaskTable, mask_id
 from propagation.quality import RIGHT_IOU, truth_iou
 from propagation.summary import Row, summarize
 from sync.daemon import Daemon, Step
 
+WRITTEN = ("annotations", "result", "was_cancelled", "parent_prediction")
 ANNOTATOR = ("annotator@example.com", "look-closely-1")
 
 
@@ -131,12 +133,14 @@ def _run(
                 annotator = Annotator(client, connection.pages, right, demo.error_rate, demo.delay)
                 answered(daemon, None if demo.interactive else annotator, lambda step: bar(step.questions))
         counts = read_back(gateway, connection)
+        faithful = least_iou(gateway, connection, table)
         with clock.step("run every step again"):
             pipeline.detect(gateway, store, settings)
             pipeline.cluster(gateway, store, settings)
             pipeline.open_daemon(gateway, store, settings).step()
         again = read_back(gateway, connection)
-    return report_of(daemon.campaign, iou, counts, again == counts, clock.seconds)
+    made = report_of(daemon.campaign, iou, counts, clock.seconds)
+    return {**made, "least_region_iou": faithful, "second_run_changed_nothing": again == counts}
 
 
 def answered(
@@ -236,8 +240,7 @@ def labeling_config(categories: list[str]) -> str:
 
 def read_back(gateway: Gateway, connection: pipeline.Connection) -> dict[str, int]:
     """What Label Studio holds, counted there."""
-    fields = ["annotations", "result", "was_cancelled", "predictions", "model_version", "parent_prediction"]
-    tasks = list(gateway.tasks(connection.project, fields))
+    tasks = list(gateway.tasks(connection.project, [*WRITTEN, "predictions", "model_version"]))
     pages = list(gateway.tasks(connection.pages, ["data", "annotations", "was_cancelled"]))
     written = [a for task in tasks for a in task["annotations"] if a.get("parent_prediction")]
     masks = [mask_of(region) for annotation in written for region in annotation["result"]]
@@ -253,11 +256,30 @@ def read_back(gateway: Gateway, connection: pipeline.Connection) -> dict[str, in
     }
 
 
+def regions_by_mask(gateway: Gateway, connection: pipeline.Connection) -> dict[str, list[dict[str, Any]]]:
+    """Mask id to the regions that the source project's propagated annotations have of it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for task in gateway.tasks(connection.project, WRITTEN):
+        for annotation in task["annotations"]:
+            for region in annotation["result"] if annotation.get("parent_prediction") else ():
+                found.setdefault(str(mask_of(region)), []).append(region)
+    return found
+
+
+def least_iou(gateway: Gateway, connection: pipeline.Connection, table: MaskTable) -> float | None:
+    """The worst IoU of a written mask's regions with the mask, or None where nothing is written."""
+    row_of = {mask: row for row, mask in enumerate(table.ids.tolist())}
+    ious = [
+        float(coco.iou([rle_of(regions)], [table.rle(row_of[mask])], [0])[0, 0])
+        for mask, regions in regions_by_mask(gateway, connection).items()
+    ]
+    return round(min(ious), 4) if ious else None
+
+
 def report_of(
     campaign: Campaign,
     iou: NDArray[np.float32],
     counts: Mapping[str, int],
-    unchanged: bool,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """The report: the campaign's rows with their truth, and what Label Studio says."""
@@ -270,7 +292,6 @@ def report_of(
         "questions_asked": campaign.questions_asked,
         "label_studio": dict(counts),
         "regions_equal_accepted": counts["propagated_masks"] == int(accepted.sum()),
-        "second_run_changed_nothing": unchanged,
         "seconds": dict(seconds),
     }
 
@@ -317,6 +338,7 @@ def closing_lines(report: Mapping[str, Any]) -> list[str]:
         f"In Label Studio: {counts['propagated_masks']} masks in {counts['propagated_annotations']} annotations "
         f"({'the same masks' if report['regions_equal_accepted'] else 'NOT the accepted number'}), "
         f"{counts['predictions']} predictions, {counts['answers']} answers on {counts['pages']} pages.",
+        f"The worst IoU of a written mask with the predicted one is {report['least_region_iou']}.",
         "Every step run again: "
         + ("no count changed." if report["second_run_changed_nothing"] else "COUNTS CHANGED."),
         "Shares of right masks are estimates from the answers, not a promise.",

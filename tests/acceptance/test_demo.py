@@ -33,6 +33,7 @@ def test_the_demo_does_the_whole_job_and_a_second_run_changes_nothing(tmp_path: 
     assert first["claim"] == "estimate"
     assert first["label_studio"]["propagated_masks"] == total["accepted"]
     assert first["regions_equal_accepted"]
+    assert first["least_region_iou"] >= 0.98
     assert first["second_run_changed_nothing"]
     assert first["label_studio"]["tasks"] == 100
 
