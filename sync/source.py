@@ -128,7 +128,7 @@ def push_predictions(
                 }
 
     added = 0
-    for part in chunks(list(predictions()), 200):
+    for part in chunks(predictions(), 200):
         added += gateway.import_predictions(source.project, part)
         progress(len(part))
     return added

@@ -82,7 +82,7 @@ def write_back(
     changed since goes by itself. What a person annotated or edited is left alone.
     """
     count = 0
-    for batch in chunks(list(due(campaign, tasks, source)), IMAGES_AT_ONCE):
+    for batch in chunks(due(campaign, tasks, source), IMAGES_AT_ONCE):
         record([WriteIntended(item.task, item.digest) for item in batch])
         events = _write(gateway, source, campaign, batch)
         record(events)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import json
 import threading
 import time
@@ -230,10 +231,15 @@ def _task(url: str, objects: list[Any], labeling: Any, annotated: bool) -> dict[
 
 def labeling_config(categories: list[str]) -> str:
     """A labeling config with polygons and brushes for every category."""
-    labels = "".join(f"<Label value={quoteattr(name)}/>" for name in categories)
+    hues = (colorsys.hsv_to_rgb(place / len(categories), 0.85, 1.0) for place in range(len(categories)))
+    colours = (f"#{''.join(f'{round(255 * part):02x}' for part in hue)}" for hue in hues)
+    labels = "".join(
+        f'<Label value={quoteattr(name)} background="{colour}"/>'
+        for name, colour in zip(categories, colours, strict=True)
+    )
     return (
         '<View><Image name="image" value="$image" zoom="true" zoomControl="true"/>'
-        f'<PolygonLabels name="polygon" toName="image" strokeWidth="2">{labels}</PolygonLabels>'
+        f'<PolygonLabels name="polygon" toName="image" strokeWidth="3" opacity="0.5">{labels}</PolygonLabels>'
         f'<BrushLabels name="brush" toName="image">{labels}</BrushLabels></View>'
     )
 

@@ -7,9 +7,10 @@ twice when repeated is sent once.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urljoin, urlsplit
 
@@ -351,9 +352,11 @@ class LabelStudioGateway:
             return ""
 
 
-def chunks(items: Sequence[T], size: int = TASKS_A_REQUEST) -> Iterator[list[T]]:
-    """The items in order, in lists of at most ``size``."""
-    return (list(items[begin : begin + size]) for begin in range(0, len(items), size))
+def chunks(items: Iterable[T], size: int = TASKS_A_REQUEST) -> Iterator[list[T]]:
+    """The items in order, in lists of at most ``size``, each taken when the one before is done with."""
+    rest = iter(items)
+    while part := list(islice(rest, size)):
+        yield part
 
 
 def _project(item: Mapping[str, Any]) -> Project:
