@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hmac
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ml_backend.segmenters.base import Image, Segmenter
 from plugin.label_studio.images import image_key
-from plugin.label_studio.labeling import read_labeling
+from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.regions import regions_of
 from propagation.errors import ImageError, PropagateError
 from propagation.masks import check_detections, mask_id
@@ -79,31 +79,9 @@ def create_app(
         if not _is_request(body):
             return jsonify(error="send JSON with tasks (a list) and label_config"), 400
         labeling = read_labeling(body["label_config"], segmenter.categories, names, str(body.get("project")))
-        tasks = body["tasks"]
-        locations = [(task.get("data") or {}).get(labeling.field) for task in tasks]
-        images = [_read(location, read) for location in locations]
-        readable = [image for image in images if image is not None]
-        found = iter(segmenter.segment(readable) if readable else [])
-        results = []
-        for image in images:
-            regions: list[Json] = []
-            scores: list[float] = []
-            if image is not None:
-                detections = next(found)
-                check_detections(image.key, detections, segmenter.categories)
-                scores = detections.scores.tolist()
-                for rle, score, number in zip(detections.rles, scores, detections.categories, strict=True):
-                    category = segmenter.categories[number]
-                    name = mask_id(image.key, category, rle)
-                    regions.extend(regions_of(name, rle, category, score, {}, labeling))
-            results.append(
-                {
-                    "model_version": model_version,
-                    "score": round(float(np.mean(scores)), 4) if scores else 0.0,
-                    "result": regions,
-                }
-            )
-        return jsonify(results=results)
+        images = [_read((task.get("data") or {}).get(labeling.field), read) for task in body["tasks"]]
+        predictions = _predictions(images, segmenter, labeling)
+        return jsonify(results=[{"model_version": model_version, **prediction} for prediction in predictions])
 
     @app.post("/webhook")
     def webhook() -> Response:
@@ -111,6 +89,24 @@ def create_app(
         return jsonify(status="ignored")
 
     return app
+
+
+def _predictions(images: Sequence[Image | None], segmenter: Segmenter, labeling: Labeling) -> Iterator[Json]:
+    """A prediction an image, in order; an empty one where there is no image."""
+    readable = [image for image in images if image is not None]
+    found = iter(segmenter.segment(readable) if readable else [])
+    for image in images:
+        if image is None:
+            yield {"score": 0.0, "result": []}
+            continue
+        detections = next(found)
+        check_detections(image.key, detections, segmenter.categories)
+        regions: list[Json] = []
+        for rle, score, number in zip(detections.rles, detections.scores, detections.categories, strict=True):
+            category = segmenter.categories[number]
+            regions += regions_of(mask_id(image.key, category, rle), rle, category, score, {}, labeling)
+        score = float(np.mean(detections.scores)) if len(detections) else 0.0
+        yield {"score": round(score, 4), "result": regions}
 
 
 def _password(authorization: str) -> bytes:
