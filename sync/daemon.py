@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import Campaign
-from propagation.errors import AnswerError
+from propagation.errors import AnswerError, Missing, NotLabelStudio, Refused, ServerError
 from propagation.events import Event, ImageTaken, PageAnswered, PageIssued
 from sync.changes import Changes
 from sync.pages import VerifyProjects, post_pages
@@ -19,6 +19,8 @@ from sync.verdicts import FIELDS, read_verdicts
 from sync.writeback import write_back
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
 
 
 @dataclass
@@ -97,9 +99,22 @@ class Daemon:
         told: Callable[[Step], None] = lambda step: None,
         until_finished: bool = False,
     ) -> None:
-        """Pass after pass, ``every`` seconds apart, until told to stop."""
+        """Pass after pass, ``every`` seconds apart, until told to stop.
+
+        A server that stumbles or is away for a while is waited for, once a first pass has gone well; before
+        that, and where it refuses, its error is raised.
+        """
+        begun = False
         while not stop.is_set():
-            step = self.step()
+            try:
+                step = self.step()
+            except ServerError as error:
+                if not begun or isinstance(error, Refused | NotLabelStudio | Missing):
+                    raise
+                log.warning("%s; trying again in %s s", error, RETRY_SECONDS)
+                stop.wait(RETRY_SECONDS)
+                continue
+            begun = True
             told(step)
             if step.finished and until_finished:
                 return

@@ -1,5 +1,6 @@
 """The daemon on a server in memory: a whole campaign, cut off anywhere, and people who do as they please."""
 
+import threading
 from datetime import timedelta
 from itertools import count
 
@@ -9,7 +10,7 @@ from pycocotools import mask as coco
 
 from plugin.label_studio.gateway import Gateway
 from plugin.label_studio.regions import META, mask_of, rle_of
-from propagation.errors import StoreError
+from propagation.errors import Refused, StoreError, Unreachable
 from propagation.events import Decided, PageIssued
 from propagation.masks import build_table
 from sync.source import pool, push_predictions
@@ -223,6 +224,53 @@ def test_a_crash_at_any_write_to_the_store_changes_no_outcome(make_world, no_cro
         if not crashed:
             break
     assert k > 20
+
+
+class StumblingGateway:
+    """The server, one in twenty calls to which fails after a while, before or after it took effect."""
+
+    def __init__(self, gateway, error=Unreachable, smooth=12):
+        self._gateway = gateway
+        self._error = error
+        self._smooth = smooth
+        self._chance = np.random.default_rng(1)
+
+    def __getattr__(self, name):
+        found = getattr(self._gateway, name)
+
+        def called(*args, **kwargs):
+            self._smooth -= 1
+            draw = 1.0 if self._smooth > 0 else self._chance.random()
+            if draw < 0.025:
+                raise self._error(f"{name} failed")
+            answer = found(*args, **kwargs)
+            if draw < 0.05:
+                raise self._error(f"the answer to {name} was lost")
+            return answer
+
+        return called
+
+
+def test_a_server_that_stumbles_is_waited_for(make_world, monkeypatch, no_crops, caplog):
+    monkeypatch.setattr("sync.daemon.RETRY_SECONDS", 0)
+    world = make_world()
+    daemon = world.daemon(StumblingGateway(world.gateway))
+    daemon.run(threading.Event(), every=0, told=lambda step: world.annotate(), until_finished=True)
+    assert "trying again" in caplog.text
+    assert world.outcome() == undisturbed(make_world).outcome()
+
+
+def test_a_server_that_refuses_ends_the_daemon(world):
+    daemon = world.daemon(StumblingGateway(world.gateway, Refused))
+    with pytest.raises(Refused):
+        daemon.run(threading.Event(), every=0, told=lambda step: world.annotate(), until_finished=True)
+
+
+def test_a_server_that_is_away_from_the_first_is_told_at_once(world):
+    daemon = world.daemon()
+    daemon._source_changes.read = lambda: (_ for _ in ()).throw(Unreachable("no answer"))
+    with pytest.raises(Unreachable):
+        daemon.run(threading.Event(), every=0)
 
 
 def test_pages_answered_while_the_daemon_was_down_are_read(world):
