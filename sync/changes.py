@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from plugin.label_studio.gateway import Gateway, Json
 
@@ -38,12 +38,9 @@ class Changes:
             return []
         tasks = list(self._gateway.tasks(self._project, self._fields, ids=fresh))
         self._seen = heads
-        latest = max(heads.values())
-        if latest != self.cursor:
-            self.cursor, self._moved = latest, time.monotonic()
+        self.cursor, self._moved = max(heads.values()), time.monotonic()
         return sorted(tasks, key=lambda task: str(task["updated_at"]))
 
 
 def _earlier(moment: str) -> str:
-    # the one form of time that Label Studio's filters read
-    return (datetime.fromisoformat(moment) - OVERLAP).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return (datetime.fromisoformat(moment) - OVERLAP).isoformat()
