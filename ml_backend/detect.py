@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ml_backend.segmenters.base import Image, Segmenter
 from propagation.errors import ImageError
-from propagation.features import shape_block
+from propagation.features import mask_blocks
 from propagation.masks import Detections, MaskTable, build_table
 
 IMAGES_AT_ONCE = 16
@@ -25,7 +25,7 @@ def detect(
     skip_unreadable: bool = False,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[MaskTable, list[ImageError]]:
-    """The masks of all images, with their shape features, and the errors of the images left out.
+    """The masks of all images, with the features of their shapes, and the errors of the images left out.
 
     keys: image keys; read: the (height, width, 3) pixels of a key. Raises ImageError naming every image
     that cannot be read, unless ``skip_unreadable``.
@@ -48,7 +48,7 @@ def detect(
             f"--skip-unreadable:\n{listed}{more}"
         )
     table = build_table(seen, found, segmenter.categories, model_version)
-    return table.with_features(shape=shape_block(table)), unreadable
+    return table.with_features(**mask_blocks(table)), unreadable
 
 
 def _batches(keys: Sequence[str], read: Callable[[str], NDArray[np.uint8]]) -> Iterator[list[Image | ImageError]]:

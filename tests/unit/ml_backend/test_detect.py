@@ -77,9 +77,10 @@ def test_masks_do_not_depend_on_their_batch() -> None:
 
 def test_masks_have_features_of_their_shape() -> None:
     table, _ = detect(Corners(), KEYS[:3], read, "v1")
-    assert table.features.keys() == {"shape"}
-    assert len(table.features["shape"]) == len(table) == 3
-    assert np.isfinite(table.features["shape"]).all()
+    assert table.features.keys() == {"shape", "mask"}
+    for block in table.features.values():
+        assert len(block) == len(table) == 3
+        assert np.isfinite(block).all()
 
 
 @pytest.mark.parametrize("count", [0, 1, IMAGES_AT_ONCE, IMAGES_AT_ONCE + 1])

@@ -2,9 +2,23 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from scipy.spatial.distance import pdist
 
+from propagation import features
 from propagation.errors import SettingsError
-from propagation.features import SHAPE, matrix, shape_block
+from propagation.features import (
+    SETS,
+    SHAPE,
+    low_resolution_block,
+    mask_blocks,
+    matrix,
+    random_block,
+    shape_block,
+    weights_of,
+)
 from propagation.masks import build_table
 
 SIDE = 64
@@ -32,18 +46,21 @@ SHAPES = {
 
 
 @pytest.fixture(scope="module")
-def shapes(encode, detections):
+def drawn(encode, detections):
+    """The table of the drawn shapes, a row each."""
+    found = [detections([encode(painted(inside))], [0.5]) for inside in SHAPES.values()]
+    return build_table(list(SHAPES), found, ["x"], "m")
+
+
+@pytest.fixture(scope="module")
+def shapes(drawn):
     """Name to {number: value} of each drawn shape."""
-    found = []
-    for place, inside in enumerate(SHAPES.values()):
-        found.append(detections([encode(painted(inside))], [place / 16]))
-    block = shape_block(build_table(list(SHAPES), found, ["x"], "m"))
+    block = shape_block(drawn)
     assert np.isfinite(block).all()
     return {name: dict(zip(SHAPE, row.tolist(), strict=True)) for name, row in zip(SHAPES, block, strict=True)}
 
 
-def test_the_score_and_area_are_those_of_the_mask(shapes):
-    assert shapes["bar"]["score"] == pytest.approx(1 / 16)
+def test_the_area_is_that_of_the_mask(shapes):
     assert shapes["square"]["log_area"] == pytest.approx(np.log(21 * 21))
 
 
@@ -86,9 +103,111 @@ def test_shares_are_shares(shapes, name):
         assert 0 < shapes[name][number] <= 1
 
 
-def test_a_table_without_masks_has_an_empty_block(detections):
-    block = shape_block(build_table(["a.png"], [detections([], [])], ["x"], "m"))
-    assert block.shape == (0, len(SHAPE))
+def low_resolution(detections, encode, mask):
+    found = detections([encode(mask)], [0.5])
+    return low_resolution_block(build_table(["a.png"], [found], ["x"], "m")).astype(float).reshape(14, 14)
+
+
+@pytest.mark.parametrize("name", ["square", "bar", "pixel", "edge", "all"])
+def test_a_full_box_is_full_at_any_resolution(drawn, name):
+    assert (low_resolution_block(drawn)[list(SHAPES).index(name)] == 1).all()
+
+
+def test_the_low_resolution_mask_is_upright_and_fills_its_box(detections, encode):
+    mask = np.zeros((SIDE, SIDE))
+    mask[20:48, 7:21] = 1  # 28 high, 14 wide
+    mask[20:34, 7:14] = 0  # less its upper left quarter
+    expected = np.ones((14, 14))
+    expected[:7, :7] = 0
+    np.testing.assert_array_equal(low_resolution(detections, encode, mask), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    mask=arrays.arrays(bool, st.tuples(st.integers(1, 40), st.integers(1, 40)), elements=st.booleans()).filter(
+        lambda mask: mask.any()
+    )
+)
+def test_a_low_resolution_pixel_is_the_share_of_its_part_of_the_box(detections, encode, mask):
+    crop = mask[np.ix_(*(slice_of(mask.any(axis=axis)) for axis in (1, 0)))]
+    exact = crop.repeat(14, 0).repeat(14, 1).reshape(14, crop.shape[0], 14, crop.shape[1]).mean(axis=(1, 3))
+    np.testing.assert_allclose(low_resolution(detections, encode, mask), exact, atol=1e-3)
+
+
+def slice_of(used):
+    """From the first True to the last."""
+    places = np.flatnonzero(used)
+    return np.arange(places[0], places[-1] + 1)
+
+
+def test_the_blocks_of_masks_come_in_one_pass(drawn):
+    blocks = mask_blocks(drawn)
+    assert blocks.keys() == {"shape", "mask"}
+    np.testing.assert_array_equal(blocks["shape"], shape_block(drawn))
+    np.testing.assert_array_equal(blocks["mask"], low_resolution_block(drawn))
+    assert blocks["mask"].dtype == np.float16
+
+
+def test_a_table_without_masks_has_empty_blocks(detections):
+    table = build_table(["a.png"], [detections([], [])], ["x"], "m")
+    assert shape_block(table).shape == (0, len(SHAPE))
+    assert low_resolution_block(table).shape == (0, 196)
+    assert {name: block.shape for name, block in mask_blocks(table).items()} == {"shape": (0, 6), "mask": (0, 196)}
+
+
+def test_random_features_follow_their_seed():
+    assert random_block(5, 0).shape == (5, 16)
+    np.testing.assert_array_equal(random_block(5, 1), random_block(5, 1))
+    assert (random_block(5, 1) != random_block(5, 2)).all()
+
+
+# sets
+
+
+@pytest.fixture(scope="module")
+def shown(table):
+    """A table with every block that is stored."""
+    made = table(np.linspace(0, 1, 80), features=np.random.default_rng(0).normal(size=(80, 100)))
+    return made.with_features(**mask_blocks(made))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [("random", 16), ("score", 1), ("shape", 6), ("mask", 64), ("deep", 64), ("deep+score", 65), ("all", 135)],
+)
+def test_a_set_makes_a_matrix_of_its_blocks(shown, name, width):
+    values = matrix(shown, np.arange(80), weights_of(name, shown))
+    assert values.shape == (80, width)
+    assert np.isfinite(values).all()
+
+
+def test_every_set_is_known():
+    assert list(SETS) == ["random", "score", "shape", "mask", "deep", "deep+score", "all"]
+
+
+def test_the_shape_does_not_tell_the_score(shown):
+    assert not matrix(shown, np.arange(80), weights_of("shape", shown)).any()  # the same square 80 times
+
+
+def test_a_set_without_its_block_says_which_is_missing(drawn):
+    with pytest.raises(SettingsError, match=r"set deep\+score needs the block deep, .* has score:.*segmenter"):
+        weights_of("deep+score", drawn)
+    with pytest.raises(SettingsError, match=r"set all needs the block deep and mask, .* has score, shape:"):
+        weights_of("all", drawn.with_features(shape=shape_block(drawn)))
+    assert weights_of("random", drawn) == {"random": 1.0}
+
+
+def test_an_unknown_set_is_refused_with_those_there_are(drawn):
+    with pytest.raises(SettingsError, match=r"no feature set colour; choose one of random, .*, all"):
+        weights_of("colour", drawn)
+
+
+def test_the_weights_of_a_set_are_the_callers_own(shown):
+    weights_of("score", shown)["score"] = 5.0
+    assert weights_of("score", shown) == {"score": 1.0}
+
+
+# the matrix
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +239,76 @@ def test_a_weight_is_the_share_of_the_squared_distance(blocks):
     assert shares == pytest.approx(weights, rel=1e-3)
 
 
-def test_a_wide_block_is_reduced_to_its_principal_components(blocks):
-    assert matrix(blocks, np.arange(80), {"wide": 1.0}).shape == (80, 64)
+@pytest.mark.parametrize("reduce", ["pca", "projection"])
+def test_a_wide_block_is_reduced(blocks, reduce):
+    values = matrix(blocks, np.arange(80), {"wide": 2.0}, reduce=reduce)
+    assert values.shape == (80, 64)
+    assert spread(values) == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("reduce", ["pca", "projection"])
+def test_a_reduced_block_keeps_distances(table, reduce):
+    rng = np.random.default_rng(4)
+    deep = rng.normal(size=(80, 10)) @ rng.normal(size=(10, 300))
+    whole = pdist((deep - deep.mean(axis=0)) / deep.std(axis=0)) / np.sqrt(300)
+    kept = pdist(matrix(table(np.zeros(80), features=deep), np.arange(80), {"deep": 1.0}, reduce=reduce))
+    ratio = kept / whole
+    assert abs(ratio - 1).max() < {"pca": 0.01, "projection": 0.5}[reduce]
+    assert abs(np.median(ratio) - 1) < 0.1
+
+
+def test_principal_components_of_noise_in_few_dimensions_stay_small(table):
+    """Components without variance are not blown up to unit variance."""
+    rng = np.random.default_rng(5)
+    flat = np.zeros((80, 100), dtype=np.float32)
+    flat[:, :] = rng.normal(size=(80, 1))
+    values = matrix(table(np.zeros(80)).with_features(flat=flat), np.arange(80), {"flat": 1.0})
+    assert values[:, 0].var() == pytest.approx(1, rel=1e-3)
+    assert abs(values[:, 1:]).max() < 1e-3
+
+
+@pytest.mark.parametrize("reduce", ["pca", "projection"])
+def test_the_size_of_the_pieces_does_not_matter(blocks, reduce, monkeypatch):
+    weights = {"wide": 1.0, "middle": 1.0, "half_flat": 1.0}
+    whole = matrix(blocks, np.arange(80), weights, reduce=reduce)
+    monkeypatch.setattr(features, "ROWS_AT_ONCE", 7)
+    np.testing.assert_allclose(matrix(blocks, np.arange(80), weights, reduce=reduce), whole, atol=1e-5)
+
+
+def test_a_reduction_learned_from_some_rows_fits_the_others(table, monkeypatch):
+    rng = np.random.default_rng(6)
+    deep = rng.normal(size=(400, 8)) @ rng.normal(size=(8, 100))
+    made = table(np.zeros(400), features=deep)
+    whole = pdist(matrix(made, np.arange(400), {"deep": 1.0}))
+    monkeypatch.setattr(features, "FITTED_ON", 100)
+    one, other = (matrix(made, np.arange(400), {"deep": 1.0}, seed=2) for _ in range(2))
+    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(pdist(one), whole, rtol=0.02, atol=0.02)
+
+
+def test_half_precision_numbers_do_not_overflow(table):
+    rng = np.random.default_rng(7)
+    huge = rng.uniform(-60000, 60000, (80, 100)).astype(np.float16)
+    made = table(np.zeros(80)).with_features(huge=huge, few=huge[:, :5])
+    values = matrix(made, np.arange(80), {"huge": 1.0, "few": 1.0})
+    assert spread(values) == pytest.approx(2.0, rel=1e-3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    block=arrays.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 70), st.sampled_from([1, 3, 70])),
+        elements=st.floats(-1e6, 1e6, width=32),
+    ),
+    reduce=st.sampled_from(["pca", "projection"]),
+)
+def test_any_numbers_make_a_finite_matrix_of_at_most_their_weight(table, block, reduce):
+    made = table(np.zeros(len(block))).with_features(any=block)
+    values = matrix(made, np.arange(len(block)), {"any": 1.0}, reduce=reduce)
+    assert len(values) == len(block)
+    assert np.isfinite(values).all()
+    assert spread(values) <= 1.001
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
@@ -139,6 +326,15 @@ def test_constant_columns_are_harmless(blocks):
     assert spread(values) == pytest.approx(1.5, rel=1e-3)
 
 
+@settings(max_examples=50, deadline=None)
+@given(value=st.floats(-(2.0**100), 2.0**100, width=32), count=st.integers(2, 100))
+def test_a_constant_block_is_nothing_whatever_its_value(table, value, count):
+    flat = np.full((count, 3), value, dtype=np.float32)
+    flat[::2] = np.nextafter(flat[::2], np.float32(np.inf))  # up to rounding
+    made = table(np.zeros(count)).with_features(flat=flat)
+    assert not matrix(made, np.arange(count), {"flat": 1.0}).any()
+
+
 def test_only_the_rows_asked_for_scale_a_block(blocks):
     values = matrix(blocks, np.arange(10, 30), {"narrow": 1.0})
     assert values.shape == (20, 3)
@@ -154,6 +350,21 @@ def test_a_block_without_weight_is_left_out(blocks):
 def test_the_same_seed_gives_the_same_matrix(blocks):
     one, other = (matrix(blocks, np.arange(80), {"wide": 1.0}, seed=5) for _ in range(2))
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("weights", [{"wide": 1.0}, {"random": 1.0}])
+def test_the_seed_draws_projections_and_random_features(blocks, weights):
+    one, again, other = (matrix(blocks, np.arange(80), weights, seed, "projection") for seed in (5, 5, 6))
+    np.testing.assert_array_equal(one, again)
+    assert (one != other).any()
+
+
+def test_rows_of_random_features_stay_with_their_masks(blocks):
+    some = np.array([3, 40, 41, 79])
+    whole = random_block(80, 0)[some]
+    np.testing.assert_allclose(
+        matrix(blocks, some, {"random": 16.0}), (whole - whole.mean(axis=0)) / whole.std(axis=0), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
