@@ -1,17 +1,23 @@
 """Cluster trees: every node is a slice of the leaf order, as scipy would cut the same linkage."""
 
+import subprocess
+import sys
+
+import faiss
 import fastcluster
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.cluster.hierarchy import fcluster
+from scipy.cluster.hierarchy import fcluster, is_monotonic, is_valid_linkage
 
 from propagation.errors import SettingsError
+from propagation.features import matrix
 from propagation.tree import (
     build_tree,
     cluster_name,
     home_clusters,
+    micro_linkage,
     read_trees,
     tree_from_linkage,
     write_trees,
@@ -83,6 +89,15 @@ def test_a_chain_a_thousand_deep_is_still_slices():
     assert (home_clusters(tree, 400) == n + 398).sum() == 400
 
 
+def test_a_chain_far_deeper_than_any_recursion_is_still_slices():
+    n = 200_000
+    later = np.arange(1, n - 1)
+    chain = np.array([[0, 1, 1, 2], *np.column_stack([n + later - 1, later + 1, later + 1, later + 2])])
+    tree = tree_from_linkage("cell", np.arange(n), chain.astype(float))
+    assert sorted(rows_of(tree, n + 99_999)) == list(range(100_001))
+    assert (home_clusters(tree, 150_000) == n + 149_998).sum() == 150_000
+
+
 def test_a_single_mask_has_no_halves():
     tree = grown([1, 2])
     with pytest.raises(IndexError, match="node 1 is a single mask"):
@@ -131,3 +146,114 @@ def test_a_category_of_one_mask_is_a_tree_of_one(table):
 def test_an_unknown_block_is_refused(table):
     with pytest.raises(SettingsError, match="colour"):
         build_tree(table([0.5, 0.6]), 0, {"colour": 1.0})
+
+
+def is_tree(linkage, n):
+    """Whether a linkage matrix is scipy's, each pair in order and no parent lower than a child."""
+    in_order = (linkage[:, 0] < linkage[:, 1]).all()
+    return linkage.shape == (n - 1, 4) and in_order and is_valid_linkage(linkage) and is_monotonic(linkage)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 400), st.integers(1, 4), st.integers(0, 30), st.integers(0, 9))
+def test_micro_clusters_join_to_a_linkage_of_scipy(n, width, values, seed):
+    # few values on few columns: many points are equal, and micro-clusters stay empty
+    points = np.random.default_rng(seed).integers(0, values + 1, (n, width)).astype(np.float32)
+    linkage = micro_linkage(points, seed)
+    assert is_tree(linkage, n)
+    tree = tree_from_linkage("cell", np.arange(n), linkage)
+    assert sorted(rows_of(tree, tree.root)) == list(range(n))
+    assert (values == 0) <= (tree.heights == 0).all()
+
+
+def test_one_point_has_nothing_to_join():
+    assert micro_linkage(np.zeros((1, 3), dtype=np.float32)).shape == (0, 4)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 16), st.integers(0, 99))
+def test_micro_clusters_of_one_point_each_make_the_exact_ward_tree(n, seed):
+    points = np.random.default_rng(seed).random((n, 3), dtype=np.float32)
+    np.testing.assert_allclose(micro_linkage(points), fastcluster.linkage(points, "ward"), rtol=1e-6)
+
+
+def test_micro_clusters_join_as_ward_joins_their_points():
+    # equal points are joined at no cost, so above them the exact tree weighs spots as we weigh centroids
+    rng = np.random.default_rng(1)
+    spots = rng.integers(-99, 99, (9, 2)).astype(np.float32)
+    points = np.repeat(spots, rng.integers(1, 6, 9), axis=0)
+    ours, exact = micro_linkage(points), fastcluster.linkage(points, "ward")
+    np.testing.assert_allclose(ours[:, 2], exact[:, 2], rtol=1e-6)
+
+
+@pytest.fixture
+def omp_threads():
+    before = faiss.omp_get_max_threads()
+    yield faiss.omp_set_num_threads
+    faiss.omp_set_num_threads(before)
+
+
+def test_the_same_seed_gives_the_same_tree_with_any_number_of_threads(omp_threads):
+    # each point twice: which of two equal means is nearer hangs on the last bit of a sum
+    points = np.tile(np.random.default_rng(0).standard_normal((2000, 129), dtype=np.float32), (2, 1))
+    found = []
+    for threads in (1, 2, 4, 8):
+        omp_threads(threads)
+        found.append(micro_linkage(points, 5))
+    assert all((found[0] == linkage).all() for linkage in found)
+    assert (found[0] != micro_linkage(points, 6)).any()
+
+
+@pytest.mark.parametrize("size", [40, 400])
+def test_every_blob_apart_is_a_cluster(size):
+    rng = np.random.default_rng(2)
+    blob = np.repeat(np.arange(10), size)
+    points = rng.normal(0, 100, (10, 8))[blob] + rng.standard_normal((len(blob), 8))
+    tree = tree_from_linkage("cell", np.arange(len(blob)), micro_linkage(points.astype(np.float32)))
+    whole = [blob[rows_of(tree, node)] for node in np.flatnonzero(tree.sizes == size)]
+    assert sorted(found[0] for found in whole if (found == found[0]).all()) == list(range(10))
+
+
+def test_a_crowd_of_equal_points_is_one_cluster_of_height_zero_and_is_joined_in_small_pieces(monkeypatch):
+    sizes = []
+
+    def counted(points, method, exact=fastcluster.linkage):
+        sizes.append(len(points))
+        return exact(points, method)
+
+    monkeypatch.setattr(fastcluster, "linkage", counted)
+    points = np.concatenate([np.zeros((3000, 2)), np.random.default_rng(3).normal(50, 1, (1000, 2))])
+    tree = tree_from_linkage("cell", np.arange(4000), micro_linkage(points.astype(np.float32)))
+    crowd = [node for node in np.flatnonzero(tree.sizes == 3000) if max(rows_of(tree, node)) < 3000]
+    assert [tree.heights[node - 4000] for node in crowd] == [0]
+    assert max(sizes) <= np.sqrt(4000)
+
+
+def test_memory_mapped_half_floats_give_the_tree_of_the_same_numbers(tmp_path):
+    values = np.random.default_rng(4).standard_normal((500, 6)).astype(np.float16)
+    np.save(tmp_path / "points.npy", values)
+    mapped = np.load(tmp_path / "points.npy", mmap_mode="r")
+    np.testing.assert_array_equal(micro_linkage(mapped), micro_linkage(values.astype(np.float32)))
+
+
+def test_a_point_that_is_not_finite_is_refused():
+    points = np.zeros((300, 2), dtype=np.float32)
+    points[7, 1] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        micro_linkage(points)
+
+
+@pytest.mark.parametrize(("exact_below", "same_as"), [(31, fastcluster.linkage), (30, micro_linkage)])
+def test_a_category_too_large_for_the_exact_tree_gets_the_one_of_micro_clusters(table, exact_below, same_as):
+    scores = np.random.default_rng(5).random(30)
+    made = table(scores.tolist())
+    points = matrix(made, np.arange(30), {"score": 1.0})
+    expected = same_as(points, **({"method": "complete"} if same_as is fastcluster.linkage else {}))
+    tree = build_tree(made, 0, {"score": 1.0}, exact_below=exact_below)
+    np.testing.assert_array_equal(tree.heights, expected[:, 2])
+
+
+def test_faiss_is_not_loaded_before_a_tree_needs_it():
+    subprocess.run(
+        [sys.executable, "-c", "import sys, propagation.tree; sys.exit('faiss' in sys.modules)"], check=True
+    )
