@@ -18,8 +18,8 @@ from ls_propagate.demo.dataset import read_dataset
 from ls_propagate.demo.run import ANNOTATOR, Demo, answered, demo_settings, source_project
 from ls_propagate.demo.scenes import make_scenes
 from ls_propagate.demo.server import label_studio, new_user
+from propagation.paper import PaperStrategy
 from propagation.quality import RIGHT_IOU, truth_iou
-from propagation.strategies import PaperStrategy
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

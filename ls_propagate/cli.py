@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +21,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ls_propagate import pipeline
+from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
 from ls_propagate.settings import Settings, load_settings
+from ls_propagate.simulation import (
+    DRAWING_SECONDS,
+    QUESTION_SECONDS,
+    STRATEGIES,
+    choose_strategy,
+    forecast,
+    read_masks,
+    trees_of,
+)
+from ls_propagate.simulation import ablation as run_ablation
 from plugin.label_studio.gateway import LabelStudioGateway
+from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
-from propagation.summary import Row, as_json, summarize
+from propagation.paper import PaperStrategy
+from propagation.quality import RIGHT_IOU
+from propagation.simulate import Run, World, simulate_many, summary_of
+from propagation.strategies import Strategy
+from propagation.summary import Row, as_json, statement, summarize
 from sync.daemon import Step
 from sync.store import Store
 
@@ -140,12 +157,7 @@ def undecided(campaign: Campaign) -> list[str]:
     left = summarize(campaign)[-1].open
     if campaign.waiting_pages or not left:
         return []
-    strategy = campaign.strategy
-    return [
-        f"{left} masks are undecided. The budget is spent, or their clusters have fewer masks than "
-        f"strategy.least_size ({strategy.least_size}) or a mean score below strategy.split_below "
-        f"({strategy.split_below:g})."
-    ]
+    return [f"{left} masks are undecided. {campaign.search.leftover()}."]
 
 
 def _tell(step: Step) -> None:
@@ -198,21 +210,23 @@ def status(config: Config = None, as_json_: AsJson = False) -> None:
         console.print(f"{campaign.questions_asked} questions asked; {len(campaign.waiting_pages)} pages wait.")
         for line in undecided(campaign):
             console.print(line)
-        console.print("The share right is an estimate from the answers, not a promise.")
+        console.print(statement(campaign))
 
 
 def summary_table(rows: Sequence[Row]) -> Table:
     """The rows of a summary for the terminal."""
     table = Table()
     table.add_column("category")
-    names = ("masks", "outdone", "questions", "accepted", "rejected", "open", "clusters", "right (estimate)")
+    names = (
+        "masks", "outdone", "questions", "accepted", "rejected", "open", "clusters", "right (estimate)", "proven",
+    )  # fmt: skip
     for name in names:
         table.add_column(name, justify="right")
     for row in rows:
         counts = (row.masks, row.outdone, row.questions, row.accepted, row.rejected, row.open)
         clusters = f"{row.clusters_accepted} / {row.clusters_rejected} / {row.clusters_open}"
-        estimate = "–" if row.estimate is None else f"{row.estimate:.1%}"
-        table.add_row(_plain(row.category), *map(str, counts), clusters, estimate)
+        shares = ("–" if share is None else f"{share:.1%}" for share in (row.estimate, row.bound))
+        table.add_row(_plain(row.category), *map(str, counts), clusters, *shares)
     table.caption = "clusters: accepted / rejected / open"
     return table
 
@@ -235,6 +249,268 @@ def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], co
     console.print(
         f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}", markup=False, soft_wrap=True
     )
+
+
+simulations = typer.Typer(invoke_without_command=True)
+app.add_typer(simulations, name="simulate")
+
+Predictions = Annotated[Path | None, typer.Option("--predictions", help="COCO results, .json or .json.gz.")]
+Features = Annotated[Path | None, typer.Option("--features", help="Deep features, .npy, a row a prediction.")]
+GroundTruth = Annotated[
+    Path | None, typer.Option("--ground-truth", help='COCO; not needed where each prediction bears "iou".')
+]
+Setting = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the strategy; repeatable.")
+]
+RightIou = Annotated[float, typer.Option("--iou", min=0, max=1, help="A mask is right above this IoU.")]
+Target = Annotated[float, typer.Option("--target", min=0, max=1, help="The share of right masks wanted.")]
+Confidence = Annotated[float, typer.Option("--confidence", min=0, max=1, help="The chance that a promise holds.")]
+
+
+@simulations.callback()
+def simulate(
+    context: typer.Context,
+    predictions: Predictions = None,
+    features: Features = None,
+    ground_truth: GroundTruth = None,
+    strategy: Annotated[str, typer.Option(help=f"One of {', '.join(STRATEGIES)}.")] = "calibrated",
+    setting: Setting = None,
+    budget: Annotated[
+        int | None, typer.Option(min=0, help="Questions in all, gold included; else the strategy's own end.")
+    ] = None,
+    target: Target = 0.85,
+    confidence: Confidence = 0.95,
+    iou: RightIou = RIGHT_IOU,
+    scope: Annotated[str, typer.Option(help="What the promise is about: campaign or category.")] = "campaign",
+    seeds: Annotated[int, typer.Option(min=1, help="Campaigns that are simulated.")] = 20,
+    miss: Annotated[float, typer.Option(min=0, max=1, help="How often annotators say yes to a wrong mask.")] = 0.0,
+    false_alarm: Annotated[
+        float, typer.Option(min=0, max=1, help="How often annotators say no to a right mask.")
+    ] = 0.0,
+    gold: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of the questions whose answer is known before.")
+    ] = 0.0,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write all runs as JSON.")
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Draw the runs as PNGs there.")] = None,
+) -> None:
+    """Simulate campaigns on predictions with a known truth, to see what a strategy brings before anybody is asked.
+
+    The paper's rule is "paper"; its settings are as published unless --set says otherwise.
+    """
+    if context.invoked_subcommand is not None:
+        if predictions is not None:
+            raise typer.BadParameter(f"put the options after {context.invoked_subcommand}")
+        return
+    rule = choose_strategy(
+        strategy,
+        _settings_of(setting),
+        budget=budget,
+        target=target,
+        confidence=confidence,
+        scope=scope,
+        rates="gold" if gold else "known",
+    )
+    with _bars() as bars:
+        table, found = read_masks(_named(predictions), features, ground_truth)
+        world = World(table, trees_of(table, None, bars), found, target, iou, miss, false_alarm, gold)
+        begin = time.monotonic()
+        runs = simulate_many(world, rule, range(seeds), None, bars("campaigns", seeds))
+        told = summary_of(world, rule, runs, time.monotonic() - begin)
+    console.print(simulation_table(world, runs))
+    for line in simulation_lines(world, rule, told):
+        console.print(line)
+    if json_file is not None:
+        _write_json(json_file, told)
+        console.print(f"All runs: {json_file}", markup=False, soft_wrap=True)
+    if plots is not None:
+        for file in draw_simulation(world, runs, plots):
+            console.print(f"Drawn: {file}", markup=False, soft_wrap=True)
+
+
+@simulations.command()
+def ablation(
+    plots: Annotated[Path, typer.Option(metavar="DIR", help="Draw ablation.png and hours.png there.")],
+    predictions: Predictions = None,
+    features: Features = None,
+    ground_truth: GroundTruth = None,
+    setting: Setting = None,
+    budget: Annotated[int, typer.Option(min=1, help="Questions at which the curves end.")] = 3000,
+    target: Target = 0.85,
+    confidence: Confidence = 0.95,
+    iou: RightIou = RIGHT_IOU,
+    seeds: Annotated[int, typer.Option(min=1, help="Campaigns a curve.")] = 5,
+) -> None:
+    """Draw the paper's ablation on these predictions: features, search and K_pa against annotated clusters.
+
+    Another figure has the masks against hours of answering, beside drawing by hand. --set is of the
+    paper's strategy.
+    """
+    rule = choose_strategy("paper", _settings_of(setting), budget=budget)
+    beside = choose_strategy("calibrated", budget=budget, target=target, confidence=confidence)
+    assert isinstance(rule, PaperStrategy)
+    assert isinstance(beside, CalibratedStrategy)
+    with _bars() as bars:
+        table, found = read_masks(_named(predictions), features, ground_truth)
+        curves = run_ablation(World(table, [], found, target, iou), rule, beside, range(seeds), bars)
+    for file in (draw_ablation(curves, rule, plots), draw_hours(curves, plots)):
+        console.print(f"Drawn: {file}", markup=False, soft_wrap=True)
+
+
+def _named(predictions: Path | None) -> Path:
+    if predictions is None:
+        raise typer.BadParameter("name the predictions, COCO results", param_hint="--predictions")
+    return predictions
+
+
+def _settings_of(given: Sequence[str] | None) -> dict[str, str]:
+    """KEY=VALUE apart. Raises SettingsError for anything else."""
+    settings = {}
+    for one in given or ():
+        key, equals, value = one.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {one}: write it as KEY=VALUE")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def _write_json(file: Path, content: Any) -> None:
+    """Write a file whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_name(file.name + ".part")
+    draft.write_text(json.dumps(content, indent=1, allow_nan=False))
+    draft.replace(file)
+
+
+def simulation_table(world: World, runs: Sequence[Run]) -> Table:
+    """The mean over runs of each category and of all, for the terminal."""
+    table = Table()
+    table.add_column("category")
+    names = ("masks", "right", "questions", "accepted", "precision", "worst", "yield", "SQ")
+    for name in names:
+        table.add_column(name, justify="right")
+    best = world.table.best
+    for place, name in [*enumerate(world.table.categories), (None, "total")]:
+        here = best if place is None else best & (world.table.category == place)
+        if place is not None and not here.any():
+            continue
+        told = [run.total if place is None else run.categories[name] for run in runs]
+        right = int((here & world.right).sum())
+        precisions = [one.precision for one in told if one.precision is not None]
+        quality = [one.sq for one in told if one.sq is not None]
+        means = [np.mean([getattr(one, kind) for one in told]) for kind in ("questions", "accepted", "right")]
+        table.add_row(
+            _plain(name),
+            f"{int(here.sum()):,}",
+            f"{right:,}",
+            f"{means[0]:,.0f}",
+            f"{means[1]:,.0f}",
+            f"{np.mean(precisions):.1%}" if precisions else "–",
+            f"{min(precisions):.1%}" if precisions else "–",
+            f"{means[2] / right:.1%}" if right else "–",
+            f"{np.mean(quality):.1%}" if quality else "–",
+            end_section=place == len(world.table.categories) - 1,
+        )
+    table.caption = (
+        f"means over {len(runs)} campaigns, worst of them; masks that a better one outdoes are left out; "
+        "gold questions are in the total alone"
+    )
+    return table
+
+
+def simulation_lines(world: World, strategy: Strategy, told: dict[str, Any]) -> list[str]:
+    """What the runs say together, in words. told: of ``summary_of``."""
+    runs = told["runs"]
+    kept = sum(not run["wrong_ever"] for run in runs)
+    nothing = sum(run["accepted"] == 0 for run in runs)
+    questions, accepted = (float(np.mean([run[name] for run in runs])) for name in ("questions", "accepted"))
+    lines = [
+        f"Strategy {strategy.name}: its figures are called {told['claim']}s.",
+        f"Yield: {told['yield']:.1%} of the {told['right_total']:,} right masks, "
+        f"{told['masks_per_question']:.1f} masks a question.",
+        f"Promise kept (never under {world.target:.0%} right after any write) in {kept} of {len(runs)} campaigns; "
+        f"nothing accepted in {nothing}.",
+        f"{questions * QUESTION_SECONDS / 3600:.2f} hours at {QUESTION_SECONDS:g} s a question, beside "
+        f"{accepted * DRAWING_SECONDS / 3600:,.1f} hours to draw as many masks by hand at "
+        f"{DRAWING_SECONDS:g} s each; both figures are the paper's, nobody was timed here.",
+    ]
+    if (world.miss or world.false_alarm) and isinstance(strategy, CalibratedStrategy) and strategy.perfect:
+        lines.append(
+            "The annotators err, and the strategy takes them not to; add --gold 0.1, or tell it with "
+            f"--set miss={world.miss:g} --set false_alarm={world.false_alarm:g}."
+        )
+    return [*lines, f"Simulated in {told['seconds']:.0f} s."]
+
+
+@app.command()
+def plan(
+    config: Config = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Plausible truths that are simulated.")] = 20,
+    seconds: Annotated[
+        float, typer.Option(min=0, help="A question, where no annotator was timed yet.")
+    ] = QUESTION_SECONDS,
+    as_json_: AsJson = False,
+) -> None:
+    """Forecast masks, questions and hours of the campaign, for some budgets, from the verdicts so far."""
+    with _opened(config) as (settings, store):
+        campaign = pipeline.open_campaign(store, settings)
+        with _bars() as bars:
+            told = forecast(campaign, seeds, seconds, None, bars)
+    if as_json_:
+        print(json.dumps(told, indent=1))
+        return
+    console.print(forecast_table(told))
+    for line in forecast_lines(told):
+        console.print(line)
+
+
+def forecast_table(told: dict[str, Any]) -> Table:
+    """A row a budget, for the terminal. told: of ``forecast``."""
+    table = Table(title="Forecast")
+    for name in ("budget", "masks", "right", "questions", "hours", "questions left", "hours left"):
+        table.add_column(name, justify="right")
+    for row in told["budgets"]:
+        marked = " (set)" if row["budget"] == told["budget"] else ""
+        cells = ["none" if row["budget"] is None else f"{row['budget']:,}"]
+        for name, form in (
+            ("masks", ",.0f"),
+            ("right", ",.0f"),
+            ("questions", ",.0f"),
+            ("hours", ",.2f"),
+            ("questions_left", ",.0f"),
+            ("hours_left", ",.2f"),
+        ):
+            if row[name] is None:
+                cells.append("–")
+                continue
+            low, middle, high = (format(row[name][part], form) for part in ("low", "expected", "high"))
+            cells.append(f"{middle}\n{low} – {high}")
+        table.add_row(cells[0] + marked, *cells[1:])
+    table.caption = f"mean, and 10 to 90 % of {told['draws']} campaigns simulated on plausible truths"
+    return table
+
+
+def forecast_lines(told: dict[str, Any]) -> list[str]:
+    """What the forecast rests on, in words. told: of ``forecast``."""
+    pace = f"{told['seconds_a_question']:.3g} s a question"
+    if told["learned_from"] == "verdicts":
+        basis = f"It is learned from {told['verdicts']:,} verdicts."
+    else:
+        basis = (
+            f"With {told['verdicts']:,} verdicts there is too little to learn from: the mask scores are taken for "
+            "probabilities, and may be off. Ask for it again once some pages are answered."
+        )
+    measured = "the median of the pages answered" if told["seconds_measured"] else "as given; nobody was timed yet"
+    begun = "; it keeps the budget that it began with, the other rows are of campaigns begun anew"
+    return [
+        f"{told['questions_asked']:,} questions asked so far, {told['accepted']:,} masks accepted"
+        f"{begun if told['questions_asked'] else ''}.",
+        basis,
+        f"Hours are at {pace}, {measured}.",
+        f"A forecast, not a promise; the strategy {told['strategy']} itself gives "
+        f"{'a promise' if told['claim'] == 'promise' else 'an estimate'}.",
+    ]
 
 
 @app.command()

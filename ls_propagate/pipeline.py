@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -27,7 +27,10 @@ from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
 from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
 from propagation.events import CampaignStarted
+from propagation.features import default_weights
 from propagation.masks import MaskTable, read_table, write_table
+from propagation.strategies import Strategy
+from propagation.summary import statement
 from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
 from sync.daemon import Daemon
 from sync.pages import VerifyProjects
@@ -245,18 +248,23 @@ def cluster(
     labeling = labeling_of(gateway, connection, settings, table.categories)
     strategy = settings.strategy
     if not store.events():
+        if getattr(strategy, "rates", "known") == "gold":
+            raise SettingsError(
+                'strategy.rates is "gold", but gold questions are asked in simulations only so far; '
+                "give the annotators' rates as strategy.miss and strategy.false_alarm"
+            )
         parent = _artefact(store, settings, "table", "masks")
         trees = []
         bar = progress("cluster", len(table.categories))
-        weights = settings.tree.weights or dict.fromkeys(("score", *table.features), 1.0)
+        weights = settings.tree.weights or default_weights(table)
         for place in range(len(table.categories)):
-            tree = build_tree(table, place, weights, settings.tree.linkage)
+            tree = build_tree(table, place, weights, settings.tree.linkage, exact_below=settings.tree.exact_below)
             trees.extend([tree] if tree else [])
             bar(1)
         made = write_artefact(
             settings.artefacts,
             "trees",
-            {"linkage": settings.tree.linkage, "weights": weights},
+            {**settings.tree.model_dump(), "weights": weights},
             [parent.fingerprint],
             lambda folder: write_trees(trees, folder),
         )
@@ -288,13 +296,20 @@ def open_campaign(store: Store, settings: Settings) -> Campaign:
     table, trees = load_table(store, settings), load_trees(store, settings)
     campaign = Campaign(table, trees, settings.strategy)
     for event in store.events():
-        if isinstance(event, CampaignStarted) and event.settings != asdict(settings.strategy):
+        if isinstance(event, CampaignStarted) and not _same(event.settings, settings.strategy):
             raise SettingsError(
                 f"the campaign began with the strategy {dict(event.settings)}; set it so again, "
                 "or begin another campaign in another data_dir"
             )
         campaign.apply(event)
     return campaign
+
+
+def _same(begun: Mapping[str, Any], strategy: Strategy) -> bool:
+    """Whether a campaign began with a strategy; what its log doesn't name, it began with as by default."""
+    now = asdict(strategy)  # type: ignore[call-overload]
+    before = asdict(type(strategy)()) if begun.get("name") == strategy.name else {}  # type: ignore[call-overload]
+    return {**before, **begun} == now
 
 
 def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
@@ -320,7 +335,11 @@ def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:
     numbers = {task.image: task.task for task in tasks}
     keys = table.images.tolist()
     return {
-        "info": {"description": f"campaign {campaign.name}; quality is an {campaign.strategy.claim}"},
+        "info": {
+            "description": f"campaign {campaign.name}. {statement(campaign)}",
+            "claim": campaign.claim,
+            "bound": campaign.search.bound(),
+        },
         "images": [
             {
                 "id": numbers[keys[place]],

@@ -12,8 +12,11 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as Unparsable
 
 from plugin.label_studio.pages import KEYS
+from propagation.calibrated import CalibratedStrategy
 from propagation.errors import SettingsError
-from propagation.strategies import PaperStrategy
+from propagation.paper import PaperStrategy
+from propagation.strategies import Strategy as AnyStrategy
+from propagation.tree import EXACT_BELOW
 
 FILE = Path("ls-propagate.toml")
 SECRETS = ("label_studio_api_key", "backend_password")
@@ -43,21 +46,40 @@ class WatershedSettings(_Strict):
 
 
 class TreeSettings(_Strict):
-    """How masks are clustered: joining rule, and the weight of each feature block; without weights, 1 each."""
+    """How masks are clustered: joining rule, and the weight of each feature block; without weights, 1 each.
+
+    exact_below: categories with as many masks or more are joined by way of micro-clusters.
+    """
 
     linkage: Literal["complete", "ward"] = "complete"
     weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
+    exact_below: Annotated[int, Field(ge=2)] = EXACT_BELOW
+
+
+STRATEGIES: dict[str, type[PaperStrategy] | type[CalibratedStrategy]] = {
+    "calibrated": CalibratedStrategy,
+    "paper": PaperStrategy,
+}
 
 
 def _known_names(given: Any) -> Any:
-    known = {field.name for field in fields(PaperStrategy)}
-    for name in given if isinstance(given, dict) else ():
+    if isinstance(given, str):
+        given = {"name": given}
+    if not isinstance(given, dict):
+        return given
+    chosen = given.get("name", "calibrated")
+    if chosen not in STRATEGIES:
+        raise SettingsError(f"setting strategy.name: no strategy {chosen!r}; there are {', '.join(STRATEGIES)}")
+    known = {field.name for field in fields(STRATEGIES[chosen])}
+    for name in given:
         if name not in known:
-            raise SettingsError(f"setting strategy.{name}: not known; there are {', '.join(sorted(known))}")
-    return given
+            raise SettingsError(
+                f"setting strategy.{name}: not known to {chosen!r}; there are {', '.join(sorted(known))}"
+            )
+    return {**given, "name": chosen}
 
 
-def _fits_a_page(strategy: PaperStrategy) -> PaperStrategy:
+def _fits_a_page(strategy: AnyStrategy) -> AnyStrategy:
     if strategy.page_size > len(KEYS):
         raise SettingsError(
             f"setting strategy.page_size: {strategy.page_size} is more than a page takes, {len(KEYS)}"
@@ -65,7 +87,11 @@ def _fits_a_page(strategy: PaperStrategy) -> PaperStrategy:
     return strategy
 
 
-Strategy = Annotated[PaperStrategy, BeforeValidator(_known_names), AfterValidator(_fits_a_page)]
+Strategy = Annotated[
+    Annotated[PaperStrategy | CalibratedStrategy, Field(discriminator="name")],
+    BeforeValidator(_known_names),
+    AfterValidator(_fits_a_page),
+]
 
 
 class Settings(BaseSettings):
@@ -87,7 +113,7 @@ class Settings(BaseSettings):
     segmenter: Annotated[PrecomputedSettings | WatershedSettings, Field(discriminator="name")] | None = None
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
-    strategy: Strategy = PaperStrategy()
+    strategy: Strategy = CalibratedStrategy()
     write_every: Annotated[int, Field(ge=1)] = 20_000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     backend_host: str = "127.0.0.1"
@@ -152,5 +178,6 @@ def load_settings(file: Path | None = None, **given: Any) -> Settings:
         raise SettingsError(f"{error}; lists and tables are written as JSON in the environment") from error
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
+        # a strategy's name stands in the place as well
+        name = ".".join(str(part) for part in first["loc"] if part not in STRATEGIES)
         raise SettingsError(f"setting {name}: {first['msg']}; {where}") from error

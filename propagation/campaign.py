@@ -1,13 +1,12 @@
 """A campaign: the fold over the event log that knows every verdict, decision and open question.
 
-``Campaign.apply`` is the only thing that changes it. ``decisions`` and ``pages`` say what the state calls
-for next, as events for the caller to store and apply; they change nothing themselves.
+``Campaign.apply`` is the only thing that changes it. ``decisions`` and ``next_round`` say what the state calls
+for next, as events for the caller to store and apply. What to ask and what the answers decide is the strategy's.
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -15,11 +14,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from propagation.annotators import Gold
 from propagation.errors import StoreError
 from propagation.events import (
     CampaignStarted,
     Decided,
+    Decision,
     Event,
+    GoldAnswered,
     ImageTaken,
     MasksWritten,
     PageAnswered,
@@ -30,13 +32,19 @@ from propagation.events import (
     WriteIntended,
 )
 from propagation.masks import MaskTable
-from propagation.strategies import PaperStrategy
+from propagation.strategies import Choice, Claim, Draw, Strategy
 from propagation.tree import ClusterTree, cluster_name
 
 UNASKED, NO, YES, UNSURE = -1, 0, 1, 2
 _CODES: dict[Verdict, int] = {"no": NO, "yes": YES, "unsure": UNSURE}
 
-State = Literal["open", "asking", "accepted", "rejected", "split"]
+State = Literal["open", "asking", "proposed", "accepted", "rejected", "split"]
+_STATES: dict[Decision, State] = {
+    "propose": "proposed",
+    "accept": "accepted",
+    "reject": "rejected",
+    "split": "split",
+}
 
 
 @dataclass
@@ -50,11 +58,6 @@ class PageState:
     returned: bool = False
     replaced: bool = False
 
-    @property
-    def waiting(self) -> bool:
-        """Whether the campaign still waits for its answer."""
-        return self.answer is None and not self.replaced
-
 
 class Campaign:
     """The state of a campaign over a mask table and its trees.
@@ -62,9 +65,11 @@ class Campaign:
     verdict: (n,) int8 a mask, -1 unasked, 0 no, 1 yes, 2 unsure. state: of clusters that are or were at
     the front of the search, by (tree, node). evidence: verdicts and yes among them by which a cluster was
     decided. written: the masks on each source task; intended: the digests of all results meant for it.
+    gold: the answers to questions whose truth is known. leaf: (n,) where a mask stands in the leaf order of its
+    tree. search: the strategy at work.
     """
 
-    def __init__(self, table: MaskTable, trees: Sequence[ClusterTree], strategy: PaperStrategy) -> None:
+    def __init__(self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy) -> None:
         self.table = table
         self.trees = trees
         self.strategy = strategy
@@ -76,12 +81,18 @@ class Campaign:
         self.written: dict[int, tuple[str, ...]] = {}
         self.intended: dict[int, set[str]] = {}
         self.taken = np.zeros(len(table.images), dtype=bool)
+        self.gold = Gold()
+        self.questions_asked = 0
+        self._waiting: dict[str, PageState] = {}
+        self._returned: dict[str, PageState] = {}
         self._tree_of = {tree.category: place for place, tree in enumerate(trees)}
         self._row_of = {mask: row for row, mask in enumerate(table.ids.tolist())}
         self._image_of = {image: place for place, image in enumerate(table.images.tolist())}
         self._score_sums = [np.concatenate([[0.0], np.cumsum(table.score[t.rows], dtype=float)]) for t in trees]
-        for place, tree in enumerate(trees):
-            self._open(place, tree.root)
+        self.leaf = np.zeros(len(table), dtype=np.int64)
+        for tree in trees:
+            self.leaf[tree.rows] = np.arange(len(tree))
+        self.search = strategy.begin(self)
 
     # the fold
 
@@ -94,52 +105,46 @@ class Campaign:
                 self._issue(event)
             case PagePosted():
                 self._page(event.page).task = event.task
-            case PageAnswered():
-                page = self._page(event.page)
-                page.answer, page.returned = event, False
-                if not page.replaced:
-                    self.verdict[page.rows] = [_CODES[verdict] for verdict in event.verdicts]
-            case PageReturned():
-                page = self._page(event.page)
-                page.answer, page.returned = None, True
-                if not page.replaced:
-                    self.verdict[page.rows] = UNASKED
+            case PageAnswered() | PageReturned():
+                self._answer(event)
             case ImageTaken():
                 self.taken[self._image_of[event.image]] = True
             case Decided():
-                self._decide(event)
+                self.evidence[event.cluster] = event.asked, event.right
+                self.state[self.find(event.cluster)] = _STATES[event.decision]
+            case GoldAnswered():
+                self.gold += Gold(event.wrong, event.missed, event.right, event.marked)
             case WriteIntended():
                 self.intended.setdefault(event.task, set()).add(event.digest)
             case MasksWritten():
                 self.written[event.task] = event.masks
+        self.search.apply(event)
 
     def _issue(self, event: PageIssued) -> None:
         rows = np.array([self._row_of[mask] for mask in event.questions], dtype=np.int64)
-        for earlier in self.pages.values():
-            if earlier.returned and earlier.issued.questions == event.questions:
-                earlier.replaced = True
-        self.pages[event.page] = PageState(event, rows)
-        for key in map(self.find, event.clusters):
-            # asked again after its split, a cluster's verdicts count for its halves
-            if self.state.get(key) != "split":
-                self.state[key] = "asking"
+        if event.attempt > 1:
+            for earlier in self._returned.values():
+                if earlier.issued.questions == event.questions:
+                    earlier.replaced = True
+                    del self._returned[earlier.issued.page], self._waiting[earlier.issued.page]
+                    break
+        page = PageState(event, rows)
+        self.pages[event.page] = self._waiting[event.page] = page
+        self.questions_asked += len(rows)
 
-    def _decide(self, event: Decided) -> None:
-        place, node = self.find(event.cluster)
-        self.evidence[event.cluster] = event.asked, event.right
-        match event.decision:
-            case "accept":
-                self.state[place, node] = "accepted"
-            case "reject":
-                self.state[place, node] = "rejected"
-            case "split":
-                self.state[place, node] = "split"
-                for half in self.trees[place].halves(node):
-                    self._open(place, half)
-
-    def _open(self, place: int, node: int) -> None:
-        if self.trees[place].sizes[node] >= self.strategy.least_size:
-            self.state[place, node] = "open"
+    def _answer(self, event: PageAnswered | PageReturned) -> None:
+        page = self._page(event.page)
+        page.returned = isinstance(event, PageReturned)
+        page.answer = None if isinstance(event, PageReturned) else event
+        if page.replaced:
+            return
+        if isinstance(event, PageReturned):
+            self._returned[event.page] = self._waiting[event.page] = page
+            self.verdict[page.rows] = UNASKED
+        else:
+            self._returned.pop(event.page, None)
+            self._waiting.pop(event.page, None)
+            self.verdict[page.rows] = [_CODES[verdict] for verdict in event.verdicts]
 
     def _page(self, name: str) -> PageState:
         if name not in self.pages:
@@ -185,24 +190,22 @@ class Campaign:
         return sorted(key for key, value in self.state.items() if value == state)
 
     @property
-    def questions_asked(self) -> int:
-        """Questions put to annotators, those of pages asked again included."""
-        return sum(len(page.rows) for page in self.pages.values())
-
-    @property
     def waiting_pages(self) -> list[PageState]:
         """The pages that have no answer yet."""
-        return [page for page in self.pages.values() if page.waiting]
+        return list(self._waiting.values())
+
+    @property
+    def claim(self) -> Claim:
+        """What the numbers about the accepted masks may be called."""
+        return self.search.claim
 
     def accepted(self) -> NDArray[np.bool_]:
-        """(n,) the masks to be written: of accepted clusters, or judged right; never one judged wrong."""
-        inside = self._inside("accepted")
-        free = self.table.best & ~self.taken[self.table.image]
-        return free & ((inside & (self.verdict == UNASKED)) | (self.verdict == YES))
+        """(n,) the masks to be written: those that the strategy's decisions cover, on images that are free."""
+        return self.table.best & ~self.taken[self.table.image] & self.search.written()
 
     def rejected(self) -> NDArray[np.bool_]:
         """(n,) the masks of rejected clusters and those judged wrong, unless judged right."""
-        return (self._inside("rejected") & (self.verdict != YES)) | (self.verdict == NO)
+        return (self.inside("rejected") & (self.verdict != YES)) | (self.verdict == NO)
 
     def deciding_cluster(self) -> NDArray[np.object_]:
         """(n,) the name of the accepted cluster that a mask is in, or None."""
@@ -211,96 +214,57 @@ class Campaign:
             names[self.rows(place, node)] = self.cluster(place, node)
         return names
 
-    def _inside(self, state: State) -> NDArray[np.bool_]:
+    def inside(self, state: State) -> NDArray[np.bool_]:
         inside = np.zeros(len(self.table), dtype=bool)
         for place, node in self.clusters(state):
             inside[self.rows(place, node)] = True
         return inside
 
+    def free(self, place: int, node: int) -> NDArray[np.int64]:
+        """The rows of a cluster that can be asked: without a verdict, on images that nobody has annotated."""
+        rows = self.rows(place, node)
+        return rows[(self.verdict[rows] == UNASKED) & ~self.taken[self.table.image[rows]]]
+
     # what comes next
 
-    def decisions(self) -> Iterator[Decided]:
+    def decisions(self) -> Iterator[Choice]:
         """The decisions that the verdicts call for now. Apply each before taking the next."""
-        front = [*self.clusters("asking"), *self.clusters("open")]
-        while front:
-            place, node = front.pop(0)
-            asked, right = self.known(place, node)
-            if asked == 0 or asked < self._wanted(place, node, asked):
-                continue
-            if self.state[place, node] == "open" and self._split_unasked(place, node):
-                continue
-            decision = self.strategy.decide(right, asked)
-            if decision == "split" and node < len(self.trees[place]):
-                decision = "reject"
-            yield Decided(self.cluster(place, node), decision, asked, right)
-            if decision == "split":
-                halves = self.trees[place].halves(node)
-                front.extend((place, half) for half in halves if (place, half) in self.state)
+        yield from self.search.decisions()
 
-    def next_round(self) -> Iterator[Decided | PageIssued]:
-        """What to ask next: splits made without asking, then pages.
+    def next_round(self) -> Iterator[Choice | PageIssued]:
+        """What to ask next: decisions made without asking, then pages.
 
-        Apply each split before taking the next event; store the pages of a round together, all or none.
+        Apply each decision before taking the next event; store the pages of a round together, all or none.
 
         Nothing while a page still waits for its answer; first of all, pages that came back are asked
         again. The order of answers within a round changes nothing.
         """
-        returned = [page for page in self.pages.values() if page.returned and not page.replaced]
-        for page in returned:
-            earlier = page.issued
+        again = [page.issued for page in self._returned.values()]
+        for earlier in again:
             yield self._new_page(earlier.attempt + 1, earlier.category, earlier.questions, earlier.clusters)
-        if self.waiting_pages:
+        if again or self._waiting:
             return
-        chosen: dict[tuple[int, int], NDArray[np.int64]] = {}
-        left = np.inf if self.strategy.budget is None else self.strategy.budget - self.questions_asked
-        room = [self.strategy.clusters_a_round] * len(self.trees)
-        queue = [(-self.mean_score(*key), key) for key in self.clusters("open")]
-        heapq.heapify(queue)
-        while queue:
-            _, (place, node) = heapq.heappop(queue)
-            if self._split_unasked(place, node):
-                if node >= len(self.trees[place]):
-                    yield Decided(self.cluster(place, node), "split", 0, 0)
-                    for half in self.trees[place].halves(node):
-                        if (place, half) in self.state:
-                            heapq.heappush(queue, (-self.mean_score(place, half), (place, half)))
-                continue
-            draw = self._draw(place, node)
-            if len(draw) and room[place] and len(draw) <= left:
-                chosen[place, node] = draw
-                room[place] -= 1
-                left -= len(draw)
-        yield from self._paged(chosen)
+        draws: list[Draw] = []
+        budget = self.strategy.budget
+        for step in self.search.draw(None if budget is None else max(0, budget - self.questions_asked)):
+            if isinstance(step, Draw):
+                draws.append(step)
+            else:
+                yield step
+        yield from self._paged(draws)
 
-    def _split_unasked(self, place: int, node: int) -> bool:
-        return self.mean_score(place, node) < self.strategy.split_below
-
-    def _free(self, place: int, node: int) -> NDArray[np.int64]:
-        rows = self.rows(place, node)
-        return rows[(self.verdict[rows] == UNASKED) & ~self.taken[self.table.image[rows]]]
-
-    def _wanted(self, place: int, node: int, asked: int) -> int:
-        return min(self.strategy.samples, asked + len(self._free(place, node)))
-
-    def _draw(self, place: int, node: int) -> NDArray[np.int64]:
-        asked, _ = self.known(place, node)
-        free = self._free(place, node)
-        rng = np.random.default_rng([self.strategy.seed, place, node])
-        return rng.permutation(np.sort(free))[: max(0, self._wanted(place, node, asked) - asked)]
-
-    def _paged(self, chosen: dict[tuple[int, int], NDArray[np.int64]]) -> Iterator[PageIssued]:
+    def _paged(self, draws: Sequence[Draw]) -> Iterator[PageIssued]:
         for place, tree in enumerate(self.trees):
-            where = np.empty(len(self.table), dtype=np.int64)
-            where[tree.rows] = np.arange(len(tree))
-            asked = [
-                (int(where[row]), row, node) for (p, node), rows in chosen.items() if p == place for row in rows
-            ]
-            asked.sort()
-            size = self.strategy.page_size
-            for begin in range(0, len(asked), size):
-                part = asked[begin : begin + size]
-                questions = tuple(str(self.table.ids[row]) for _, row, _ in part)
-                clusters = tuple(cluster_name(tree, node) for node in sorted({node for *_, node in part}))
+            here = [draw for draw in draws if draw.place == place]
+            if not here:
+                continue
+            rows = np.concatenate([draw.rows for draw in here])
+            nodes = np.concatenate([draw.clusters for draw in here])
+            order = np.argsort(self.leaf[rows], kind="stable")
+            for begin in range(0, len(rows), self.strategy.page_size):
+                part = order[begin : begin + self.strategy.page_size]
+                questions = tuple(self.table.ids[rows[part]].tolist())
+                clusters = tuple(cluster_name(tree, node) for node in np.unique(nodes[part]).tolist())
                 yield self._new_page(1, tree.category, questions, clusters)
 
     def _new_page(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Verdict = Literal["yes", "no", "unsure"]
-Decision = Literal["accept", "reject", "split"]
+Decision = Literal["propose", "accept", "reject", "split"]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ImageTaken:
 
 @dataclass(frozen=True)
 class Decided:
-    """A cluster is accepted, rejected or split.
+    """A cluster is proposed, accepted, rejected or split.
 
     asked, right: the verdicts known inside the cluster when it was decided; 0 asked where the strategy
     split it without asking.
@@ -93,6 +93,59 @@ class Decided:
     decision: Decision
     asked: int
     right: int
+
+
+@dataclass(frozen=True)
+class CertificateOpened:
+    """Nested sets of masks are frozen, to be certified.
+
+    certificate: its number in the campaign; scope: the category that it is about, or "" for all; alpha: the
+    error that this attempt may spend; levels: which set each mask enters at, as ``certificate.pack`` writes
+    it; expected: the share of no expected of each set.
+    """
+
+    certificate: int
+    scope: str
+    alpha: float
+    levels: str
+    expected: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Certified:
+    """The first ``level`` of a certificate's sets are proven: they may be written.
+
+    members: masks in the set; asked, wrong: the random questions in it, and those not answered yes; bound:
+    the share of right masks that they prove.
+    """
+
+    certificate: int
+    level: int
+    members: int
+    asked: int
+    wrong: int
+    bound: float
+
+
+@dataclass(frozen=True)
+class CertificateClosed:
+    """No more questions for a certificate: its next set is out of reach."""
+
+    certificate: int
+
+
+@dataclass(frozen=True)
+class GoldAnswered:
+    """Annotators answered questions whose truth is known.
+
+    wrong, missed: wrong masks shown, and those of them answered yes; right, marked: right masks shown, and
+    those of them not answered yes.
+    """
+
+    wrong: int
+    missed: int
+    right: int
+    marked: int
 
 
 @dataclass(frozen=True)
@@ -124,6 +177,10 @@ Event = (
     | PageReturned
     | ImageTaken
     | Decided
+    | CertificateOpened
+    | Certified
+    | CertificateClosed
+    | GoldAnswered
     | WriteIntended
     | MasksWritten
 )

@@ -43,7 +43,7 @@ class Detections:
         return len(self.rles)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MaskTable:
     """The masks of a pool, a row each.
 

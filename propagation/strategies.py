@@ -1,59 +1,96 @@
-"""Strategies: which clusters to ask about, how many questions, and what their answers decide."""
+"""Strategies: what every rule for asking and deciding offers, and the rules by name."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from propagation.errors import SettingsError
-from propagation.events import Decision
+from propagation.events import CertificateClosed, CertificateOpened, Certified, Decided, Event
+
+if TYPE_CHECKING:
+    from propagation.campaign import Campaign
+
+Claim = Literal["promise", "estimate"]
+Choice = Decided | CertificateOpened | Certified | CertificateClosed
 
 
 @dataclass(frozen=True)
-class PaperStrategy:
-    """The rule of Papadopoulos, Weber and Torralba, ICCV 2021, section 3.3. It proves nothing.
+class Draw:
+    """Questions that a strategy wants asked now.
 
-    accept_at: K_a, a cluster whose share of yes is at least this is accepted.
-    reject_at: K_r, one whose share is at most this is rejected; negative to never reject.
-    split_below: K_pa, a cluster whose mean mask score is lower is split without asking.
-    samples: questions a cluster, those already answered inside it included.
-    least_size: clusters with fewer masks are left undecided.
-    clusters_a_round: clusters asked of a category before their answers are awaited.
-    budget: questions in all; None for no end but the trees'.
-    page_size: questions a page.
-    seed: of the draws.
+    place: of the tree; rows: of the mask table; clusters: of the tree, as nodes, that they are asked for.
     """
 
-    name: Literal["paper"] = "paper"
-    accept_at: float = 0.85
-    reject_at: float = 0.15
-    split_below: float = 0.7
-    samples: int = 15
-    least_size: int = 15
-    clusters_a_round: int = 30
-    budget: int | None = None
-    page_size: int = 20
-    seed: int = 0
+    place: int
+    rows: NDArray[np.int64]
+    clusters: NDArray[np.int64]
 
-    #: what its numbers may be called
-    claim: ClassVar[str] = "estimate"
 
-    def __post_init__(self) -> None:
-        for name, bad, remedy in (
-            ("accept_at", not 0 < self.accept_at <= 1, "a share above 0 and at most 1"),
-            ("reject_at", not self.reject_at < self.accept_at, "less than accept_at"),
-            ("samples", self.samples < 1, "at least 1"),
-            ("least_size", self.least_size < 1, "at least 1"),
-            ("clusters_a_round", self.clusters_a_round < 1, "at least 1"),
-            ("budget", self.budget is not None and self.budget < 0, "0 or more, or left out"),
-            ("page_size", self.page_size < 1, "at least 1"),
-        ):
-            if bad:
-                raise SettingsError(f"strategy.{name} is {getattr(self, name)}; it must be {remedy}")
+class Search(Protocol):
+    """A strategy at work on one campaign. What it knows is a fold over the campaign's events, like the rest."""
 
-    def decide(self, right: int, asked: int) -> Decision:
-        """What the verdicts of a cluster decide, ``right`` of ``asked`` of them yes."""
-        share = right / asked
-        if share >= self.accept_at:
-            return "accept"
-        return "reject" if share <= self.reject_at else "split"
+    @property
+    def claim(self) -> Claim:
+        """What the numbers about what is written may be called now."""
+
+    def apply(self, event: Event) -> None:
+        """Take an event into account, after the campaign did."""
+
+    def decisions(self) -> Iterator[Choice]:
+        """What the verdicts call for now. Apply each before taking the next."""
+
+    def draw(self, room: int | None) -> Iterator[Choice | Draw]:
+        """What to do and to ask next, at most ``room`` questions. Apply each choice before taking the next."""
+
+    def written(self) -> NDArray[np.bool_]:
+        """(n,) the masks that stand as decided, whoever annotated their images."""
+
+    def estimate(self, category: str | None = None) -> float | None:
+        """The share of right masks that the answers suggest of what is written; None without answers."""
+
+    def bound(self, category: str | None = None) -> float | None:
+        """The share of right masks that is proven of what is written, of a category or of all; None without."""
+
+    def share(self, cluster: str) -> float | None:
+        """The share of right masks that is claimed where a cluster's masks are written."""
+
+    def leftover(self) -> str:
+        """Why masks are left undecided when there is nothing more to ask, as a clause."""
+
+
+class Strategy(Protocol):
+    """A rule, as settings: frozen, compared and stored as they are."""
+
+    @property
+    def name(self) -> str:
+        """By which it is chosen."""
+
+    @property
+    def budget(self) -> int | None:
+        """Questions in all; None for no end but the rule's own."""
+
+    @property
+    def page_size(self) -> int:
+        """Questions a page."""
+
+    @property
+    def least_size(self) -> int:
+        """The masks that a cluster has at least."""
+
+    @property
+    def __dataclass_fields__(self) -> dict[str, Any]: ...
+
+    def begin(self, campaign: Campaign) -> Search:
+        """Begin to work on a campaign."""
+
+
+def require(group: str, **checks: tuple[object, bool, str]) -> None:
+    """Refuse settings: name = (value, whether it is good, what it must be). Raises SettingsError."""
+    for name, (value, good, remedy) in checks.items():
+        if not good:
+            raise SettingsError(f"{group}.{name} is {value}; it must be {remedy}")

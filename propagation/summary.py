@@ -17,8 +17,8 @@ class Row:
     """The figures of one category, or of all.
 
     masks: all predicted; outdone: those that a better mask of the same object beat; questions: answered;
-    accepted, rejected, open: of the masks that were not outdone; estimate: the share of the masks of
-    accepted clusters that is right, as the answers suggest, or None without one.
+    accepted, rejected, open: of the masks that were not outdone; estimate: the share of the accepted masks
+    that is right, as the answers suggest, or None without; bound: the share that is proven, or None.
     """
 
     category: str
@@ -32,6 +32,7 @@ class Row:
     clusters_rejected: int
     clusters_open: int
     estimate: float | None
+    bound: float | None
 
 
 def summarize(campaign: Campaign) -> list[Row]:
@@ -51,34 +52,43 @@ def summarize(campaign: Campaign) -> list[Row]:
     counts = np.array([np.bincount(table.category[m], minlength=len(table.categories)) for m in per_mask])
     place_of = {category: place for place, category in enumerate(table.categories)}
     clusters = np.zeros((3, len(table.categories)), dtype=int)
-    shares = np.zeros((2, len(table.categories)))
-    for (place, node), state in campaign.state.items():
+    for (place, _), state in campaign.state.items():
         category = place_of[campaign.trees[place].category]
-        kind = {"accepted": 0, "rejected": 1, "open": 2, "asking": 2}.get(state)
+        kind = {"accepted": 0, "rejected": 1, "open": 2, "asking": 2, "proposed": 2}.get(state)
         if kind is not None:
             clusters[kind, category] += 1
-        if state == "accepted":
-            size = campaign.trees[place].sizes[node]
-            asked, right = campaign.evidence[campaign.cluster(place, node)]
-            shares[:, category] += size, size * right / asked
-    rows = [
-        _row(name, counts[:, place], clusters[:, place], shares[:, place])
-        for place, name in enumerate(table.categories)
-    ]
-    return [*rows, _row("total", counts.sum(axis=1), clusters.sum(axis=1), shares.sum(axis=1))]
+
+    def row(name: str, kinds: NDArray[np.int64], states: NDArray[np.int64], category: str | None) -> Row:
+        shares = campaign.search.estimate(category), campaign.search.bound(category)
+        figures = [name, *kinds.tolist(), *states.tolist(), *shares]
+        return Row(**dict(zip(Row.__dataclass_fields__, figures, strict=True)))
+
+    rows = [row(name, counts[:, place], clusters[:, place], name) for place, name in enumerate(table.categories)]
+    return [*rows, row("total", counts.sum(axis=1), clusters.sum(axis=1), None)]
 
 
-def _row(name: str, counts: NDArray[np.int64], clusters: NDArray[np.int64], shares: NDArray[np.float64]) -> Row:
-    size, right = shares.tolist()
-    figures = [name, *counts.tolist(), *clusters.tolist(), right / size if size else None]
-    return Row(**dict(zip(Row.__dataclass_fields__, figures, strict=True)))
+def statement(campaign: Campaign) -> str:
+    """What may be said of the quality of what is written, in a sentence."""
+    bound, estimate = campaign.search.bound(), campaign.search.estimate()
+    if campaign.claim == "promise" and bound is not None:
+        rule = asdict(campaign.strategy)  # type: ignore[call-overload]
+        of = "in each category" if rule["scope"] == "category" else "in all"
+        return (
+            f"Promise: with {rule['confidence']:.0%} confidence at least {rule['target']:.0%} of the accepted "
+            f"masks are right, {of}; {bound:.1%} are proven so far."
+        )
+    if campaign.claim == "promise":
+        return "Nothing is accepted yet, so nothing is promised."
+    said = "" if estimate is None else f", {estimate:.1%}"
+    return f"The share of right masks{said} is an estimate from the answers, not a promise."
 
 
 def as_json(campaign: Campaign, rows: Sequence[Row]) -> dict[str, Any]:
     """The summary for machines."""
     return {
         "campaign": campaign.name,
-        "claim": campaign.strategy.claim,
+        "claim": campaign.claim,
+        "statement": statement(campaign),
         "questions_asked": campaign.questions_asked,
         "pages_waiting": len(campaign.waiting_pages),
         "categories": [asdict(row) for row in rows[:-1]],

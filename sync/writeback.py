@@ -41,7 +41,7 @@ def due(campaign: Campaign, tasks: Sequence[SourceTask], source: Source) -> Iter
     """The images whose annotation does not hold the accepted masks, and what it should hold."""
     table, accepted = campaign.table, campaign.accepted()
     cluster = campaign.deciding_cluster()
-    share = {name: right / asked for name, (asked, right) in campaign.evidence.items() if asked}
+    share = {name: campaign.search.share(name) for name in set(cluster[accepted].tolist()) - {None}}
     rows_of = dict(zip(table.images.tolist(), table.rows_by_image(), strict=True))
     for task in tasks:
         rows = rows_of.get(task.image, np.empty(0, dtype=np.int64))
@@ -59,7 +59,7 @@ def due(campaign: Campaign, tasks: Sequence[SourceTask], source: Source) -> Iter
                     "campaign": campaign.name,
                     "cluster": cluster[row],
                     "verified": bool(campaign.verdict[row] == 1),
-                    campaign.strategy.claim: round(share[cluster[row]], 4) if cluster[row] else None,
+                    campaign.claim: share.get(cluster[row]),
                 },
                 source.labeling,
             )

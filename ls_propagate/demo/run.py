@@ -33,7 +33,7 @@ from plugin.label_studio.regions import mask_of, regions_of, rle_of
 from propagation.campaign import Campaign
 from propagation.masks import MaskTable, mask_id
 from propagation.quality import RIGHT_IOU, truth_iou
-from propagation.summary import Row, summarize
+from propagation.summary import Row, statement, summarize
 from sync.daemon import Daemon, Step
 
 WRITTEN = ("annotations", "result", "was_cancelled", "parent_prediction")
@@ -293,7 +293,8 @@ def report_of(
     accepted, category = campaign.accepted(), campaign.table.category
     inside = [accepted & (category == place) for place in range(len(rows) - 1)] + [accepted]
     return {
-        "claim": campaign.strategy.claim,
+        "claim": campaign.claim,
+        "statement": statement(campaign),
         "rows": [_scored(row, iou[mask]) for row, mask in zip(rows, inside, strict=True)],
         "questions_asked": campaign.questions_asked,
         "label_studio": dict(counts),
@@ -323,12 +324,13 @@ def report_table(report: Mapping[str, Any]) -> Table:
         "rejected",
         "open",
         "estimate",
+        "proven",
         "truly right",
         "mean IoU",
     ):
         table.add_column(name, justify="right")
     for row in report["rows"]:
-        shares = (_percent(row[name]) for name in ("estimate", "precision", "mean_iou"))
+        shares = (_percent(row[name]) for name in ("estimate", "bound", "precision", "mean_iou"))
         counts = (str(row[name]) for name in ("masks", "outdone", "questions", "accepted", "rejected", "open"))
         table.add_row(Text(row["category"]), *counts, *shares, end_section=row is report["rows"][-2])
     return table
@@ -347,7 +349,7 @@ def closing_lines(report: Mapping[str, Any]) -> list[str]:
         f"The worst IoU of a written mask with the predicted one is {report['least_region_iou']}.",
         "Every step run again: "
         + ("no count changed." if report["second_run_changed_nothing"] else "COUNTS CHANGED."),
-        "Shares of right masks are estimates from the answers, not a promise.",
+        report["statement"],
     ]
 
 

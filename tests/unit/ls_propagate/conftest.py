@@ -18,7 +18,7 @@ from sync.store import Store
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="label" toName="image"><Label value="x"/><Label value="Y"/></PolygonLabels></View>"""
-STRATEGY = {"samples": 6, "least_size": 3, "split_below": 0.0, "page_size": 8}
+STRATEGY = {"name": "paper", "samples": 6, "least_size": 3, "split_below": 0.0, "page_size": 8}
 
 
 def png(side=32):

@@ -122,7 +122,7 @@ def test_detection_finds_the_masks_of_the_pool(office):
     connect(office)
     table, unreadable = detect(office)
     assert (len(table), len(table.images), unreadable) == (24, 2, [])
-    assert table.features["shape"].shape == (24, 7)
+    assert table.features["shape"].shape == (24, 6)
     assert table.model_version.startswith("precomputed-")
     stored = pipeline.load_table(office.store, office.settings)
     assert stored.ids.tolist() == table.ids.tolist()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from ls_propagate.settings import load_settings
+from propagation.calibrated import CalibratedStrategy
 from propagation.errors import SettingsError
-from propagation.strategies import PaperStrategy
+from propagation.paper import PaperStrategy
 
 TOKEN = "tok-3f9a"
 
@@ -26,7 +27,7 @@ def write(text, name="ls-propagate.toml"):
 def test_without_file_and_environment_the_defaults_hold():
     settings = load_settings()
     assert settings.label_studio_url == "http://localhost:8080"
-    assert settings.strategy == PaperStrategy()
+    assert settings.strategy == CalibratedStrategy()
     assert settings.store_url == "sqlite:///.ls-propagate/store.sqlite"
     assert settings.backend_host == "127.0.0.1"
 
@@ -47,6 +48,7 @@ def test_the_file_is_read_where_it_exists():
         linkage = "ward"
         weights = {score = 2.0, shape = 1}
         [strategy]
+        name = "paper"
         samples = 30
         """
     )
@@ -66,7 +68,7 @@ def test_a_file_named_is_read_instead(folder):
 
 
 def test_the_environment_beats_the_file_setting_by_setting(monkeypatch):
-    write('label_studio_url = "http://file"\nwrite_every = 7\n[strategy]\nsamples = 3\nbudget = 9')
+    write('label_studio_url = "http://file"\nwrite_every = 7\n[strategy]\nname = "paper"\nsamples = 3\nbudget = 9')
     monkeypatch.setenv("LABEL_STUDIO_URL", "http://env")
     monkeypatch.setenv("LS_PROPAGATE_STRATEGY__BUDGET", "100")
     monkeypatch.setenv("LS_PROPAGATE_IMAGE_HOSTS", json.dumps(["a.example"]))
@@ -112,7 +114,7 @@ def test_a_wrong_setting_is_refused_by_name_and_place(text, said):
         ("LS_PROPAGATE_STRATEGY__BUDGE", "7", r"setting strategy\.budge: "),
         ("LS_PROPAGATE_STRATEGY__BUDGET", "many", r"setting strategy\.budget: .*integer"),
         ("LS_PROPAGATE_IMAGE_HOSTS", "a.example", "image_hosts.*as JSON in the environment"),
-        ("LS_PROPAGATE_STRATEGY", "paper", "strategy.*as JSON in the environment"),
+        ("LS_PROPAGATE_STRATEGY", "random", r"setting strategy\.name: no strategy 'random'; .* calibrated, paper"),
     ],
 )
 def test_a_wrong_value_in_the_environment_is_refused_by_name(monkeypatch, name, value, said):
@@ -122,7 +124,7 @@ def test_a_wrong_value_in_the_environment_is_refused_by_name(monkeypatch, name, 
 
 
 def test_a_strategy_out_of_range_is_refused_when_it_is_built():
-    write("[strategy]\naccept_at = 3")
+    write('[strategy]\nname = "paper"\naccept_at = 3')
     with pytest.raises(SettingsError, match=r"strategy\.accept_at is 3"):
         load_settings()
 
@@ -171,3 +173,14 @@ def test_a_wrong_setting_beside_a_secret_does_not_tell_it(monkeypatch):
     with pytest.raises(SettingsError) as caught:
         load_settings()
     assert TOKEN not in str(caught.value)
+
+
+def test_a_strategy_may_be_named_alone(monkeypatch):
+    monkeypatch.setenv("LS_PROPAGATE_STRATEGY", "paper")
+    assert load_settings().strategy == PaperStrategy()
+
+
+def test_a_strategy_refuses_what_belongs_to_another():
+    write("[strategy]\nsamples = 3")
+    with pytest.raises(SettingsError, match=r"strategy\.samples: not known to 'calibrated'"):
+        load_settings()

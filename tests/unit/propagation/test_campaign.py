@@ -23,7 +23,7 @@ from propagation.events import (
     from_record,
     to_record,
 )
-from propagation.strategies import PaperStrategy
+from propagation.paper import PaperStrategy
 
 N = 40
 TRUTHS = st.lists(st.booleans(), min_size=N, max_size=N)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from propagation.errors import SettingsError
-from propagation.strategies import PaperStrategy
+from propagation.paper import PaperStrategy
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from propagation.campaign import Campaign
 from propagation.events import Decided, ImageTaken, PageAnswered, PageIssued
 from propagation.masks import build_table
-from propagation.strategies import PaperStrategy
+from propagation.paper import PaperStrategy
 from propagation.summary import as_json, summarize
 
 RULE = PaperStrategy(samples=4, least_size=3, split_below=0, page_size=6)

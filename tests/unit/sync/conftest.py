@@ -16,7 +16,7 @@ from plugin.label_studio.pages import PROJECT_SETTINGS
 from propagation.campaign import Campaign
 from propagation.events import CampaignStarted, Decided, PageIssued
 from propagation.masks import MaskTable
-from propagation.strategies import PaperStrategy
+from propagation.paper import PaperStrategy
 from propagation.tree import ClusterTree
 from sync.daemon import Daemon, Step
 from sync.pages import VerifyProjects

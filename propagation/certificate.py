@@ -1,0 +1,289 @@
+"""Certificates: nested sets of masks, frozen, and the proof that a share q of one of them is right.
+
+``docs/promise.md`` says why it holds. In short: questions come in one random order over the largest set, so
+that those inside any of the sets are a uniform sample of it without replacement; the evidence against "too
+many of this set are wrong" is a martingale under it, whenever one looks; and a set is certified only
+together with all that lie within it, so that the error of all of them is that of the first one that is bad.
+"""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaln, gammaln
+
+from propagation.annotators import PERFECT, Rates
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+STRENGTH = 25.0
+
+
+def log_choose(n: Ints | Floats, k: Ints | Floats) -> Floats:
+    """Logarithm of the binomial coefficient; minus infinity where there is no way to choose."""
+    possible = (k >= 0) & (k <= n)
+    m, j = np.where(possible, n, 0), np.where(possible, k, 0)
+    return np.where(possible, gammaln(m + 1) - gammaln(j + 1) - gammaln(m - j + 1), -np.inf)
+
+
+def log_evidence(
+    sizes: Ints,
+    asked: Ints | Floats,
+    wrong: Ints | Floats,
+    bad_from: Ints,
+    expected: Floats,
+    strength: float = STRENGTH,
+) -> Floats:
+    """(k,) log evidence that fewer than ``bad_from`` of the members of each set would be answered no.
+
+    sizes: members; asked: drawn from them at random without replacement; wrong: of these, answered no;
+    expected: the share of no that was expected before, and ``strength`` how many answers that is worth.
+
+    It is the prior-posterior ratio for sampling without replacement (Waudby-Smith and Ramdas, *Confidence
+    sequences for sampling without replacement*, 2020): the chance of the answers under a beta prior, over their
+    greatest chance under any number of no from ``bad_from`` on. Under each such number it is at most a
+    martingale that begins at 1, so it exceeds 1/α at any time at all with probability at most α. The prior
+    makes it grow faster where it is right, and can't make it false where it is wrong.
+    """
+    a = np.maximum(strength * expected, 0.5)
+    b = np.maximum(strength * (1 - expected), 0.5)
+    seen = betaln(a + wrong, b + asked - wrong) - betaln(a, b)
+    likeliest = np.floor((sizes + 1) * wrong / np.maximum(asked, 1))
+    worst = np.minimum(np.maximum(bad_from, likeliest), sizes)
+    null = log_choose(sizes - asked, worst - wrong) - log_choose(sizes, worst)
+    impossible = (bad_from > sizes) | np.isneginf(null)
+    return np.where(impossible, np.inf, np.where(asked > 0, seen - np.where(impossible, 0, null), 0.0))
+
+
+def pack(levels: NDArray[np.uint16]) -> str:
+    """The levels of all masks as text for the event log."""
+    return base64.b85encode(zlib.compress(levels.astype("<u2").tobytes(), 6)).decode()
+
+
+def unpack(text: str) -> NDArray[np.uint16]:
+    """The levels that ``pack`` made text of."""
+    return np.frombuffer(zlib.decompress(base64.b85decode(text)), dtype="<u2").astype(np.uint16)
+
+
+@dataclass
+class Level:
+    """What a report says of one of the nested sets: members, asked, answered no, and the proven share."""
+
+    members: int
+    asked: int
+    wrong: int
+    bound: float
+
+
+class Certificate:
+    """Nested sets S_1 ⊂ … ⊂ S_k of masks, the random order of their questions, and what was answered.
+
+    levels: (n,) uint16 a mask, j where S_j is the first set that it is in, 0 outside of all. known: (n,)
+    whether a mask had a verdict when the sets were frozen: it is a member that counts, never a question.
+    expected: (k,) the share of no that is expected of each set, fixed beforehand. target: q. alpha: the error
+    that this attempt may spend. entropy: of the random order.
+
+    The state is that of ``issue``, ``answer`` and ``remove``, in the order in which they were called.
+    """
+
+    def __init__(
+        self,
+        levels: NDArray[np.uint16],
+        known: NDArray[np.bool_],
+        expected: Floats,
+        target: float,
+        alpha: float,
+        entropy: tuple[int, ...],
+    ) -> None:
+        self.levels = levels
+        self.count = len(expected)
+        self.target = target
+        self.alpha = alpha
+        self.expected = expected
+        fresh = np.flatnonzero((levels > 0) & ~known)
+        # raw bits of a bit generator stay the same in every version of numpy
+        drawn = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(len(fresh))
+        order = np.argsort(drawn, kind="stable")
+        self._queues = [fresh[order[levels[fresh[order]] == j]] for j in range(1, self.count + 1)]
+        self._place = np.full(len(levels), -1, dtype=np.int64)
+        self._place[fresh[order]] = np.arange(len(fresh))
+        self._known: Ints = np.flatnonzero((levels > 0) & known)
+        self._heads = np.zeros(self.count, dtype=np.int64)
+        self._sizes: Ints = np.array([len(queue) for queue in self._queues], dtype=np.int64)
+        self._removed = np.zeros(len(levels), dtype=bool)
+        self._asked: list[int] = []
+        self._slot: dict[int, int] = {}
+        self._wrong = np.zeros(64, dtype=bool)
+        self._answered: set[int] = set()
+        self._right_before: Ints = np.zeros(self.count, dtype=np.int64)
+        self._wrong_before: Ints = np.zeros(self.count, dtype=np.int64)
+        self._best: Floats = np.zeros(self.count)
+
+    # what happens to it
+
+    def issue(self, rows: Ints) -> None:
+        """Questions were put to annotators; until they are answered they count as no."""
+        for row in rows.tolist():
+            if self._place[row] >= 0 and row not in self._slot:
+                if len(self._asked) == len(self._wrong):
+                    self._wrong = np.concatenate([self._wrong, np.zeros_like(self._wrong)])
+                self._slot[row] = len(self._asked)
+                self._wrong[len(self._asked)] = True
+                self._asked.append(row)
+        self._advance()
+
+    def _advance(self) -> None:
+        """Move each queue's head past what was asked or taken out."""
+        for j, queue in enumerate(self._queues):
+            head = int(self._heads[j])
+            while head < len(queue) and (queue[head] in self._slot or self._removed[queue[head]]):
+                head += 1
+            self._heads[j] = head
+
+    def answer(self, rows: Ints, yes: NDArray[np.bool_]) -> None:
+        """Verdicts on questions, or changed ones; an unsure or withdrawn one is no yes."""
+        for row, right in zip(rows.tolist(), yes.tolist(), strict=True):
+            slot = self._slot.get(row)
+            if slot is None:
+                continue
+            if slot in self._answered and self._wrong[slot] == right:
+                self._best[:] = 0  # what was proven with the earlier answer has to be proven again
+            self._answered.add(slot)
+            self._wrong[slot] = not right
+
+    def count_known(self, yes: NDArray[np.bool_], no: NDArray[np.bool_]) -> None:
+        """Count the members with a verdict from before: (n,) now judged right; (n,) now judged wrong."""
+        rows = self._known[~self._removed[self._known]]
+        self._best[:] = 0
+        level = self.levels[rows].astype(np.int64) - 1
+        right = np.bincount(level[yes[rows]], minlength=self.count)
+        doubtful = np.bincount(level[~yes[rows] & ~no[rows]], minlength=self.count)
+        self._right_before, self._wrong_before = np.cumsum(right), np.cumsum(doubtful)
+
+    def knew(self, rows: Ints) -> bool:
+        """Whether any of these masks is a member that had a verdict before."""
+        return bool(((self.levels[rows] > 0) & (self._place[rows] < 0)).any())
+
+    def remove(self, rows: Ints) -> None:
+        """Masks leave the sets because a person has annotated their image.
+
+        One that was asked and not answered yes still counts as a question and as a member that is wrong, though
+        of no use to what is left: else who mends an image on seeing its wrong mask would mend the evidence too.
+        """
+        rows = rows[(self.levels[rows] > 0) & ~self._removed[rows]]
+        if not len(rows):
+            return
+        fresh = rows[self._place[rows] >= 0]
+        self._removed[rows] = True
+        self._sizes -= np.bincount(self.levels[fresh].astype(np.int64) - 1, minlength=self.count)
+        self._best[:] = 0
+        self._advance()
+
+    # what it says
+
+    def draw(self, level: int, count: int) -> Ints:
+        """The next questions from S_level, at most ``count``: those that come first in the random order."""
+        ahead = []
+        for j in range(level):
+            rows = self._queues[j][self._heads[j] :]
+            few = rows[: count + 8] if not self._removed.any() else rows
+            ahead.append(few[~self._removed[few]][:count])
+        rows = np.concatenate(ahead) if ahead else np.empty(0, dtype=np.int64)
+        rows = rows[[row not in self._slot for row in rows.tolist()]] if len(rows) else rows
+        order: Ints = rows[np.argsort(self._place[rows], kind="stable")[:count]]
+        return order
+
+    def sizes(self) -> Ints:
+        """(k,) the members of each set that had no verdict when it was frozen."""
+        return np.cumsum(self._sizes) + self._gone()
+
+    def _counting(self) -> tuple[Ints, NDArray[np.bool_]]:
+        """The questions that count, and which of them were not answered yes."""
+        rows = np.array(self._asked, dtype=np.int64)
+        wrong = self._wrong[: len(rows)]
+        counts = ~self._removed[rows] | wrong
+        return rows[counts], wrong[counts]
+
+    def _gone(self) -> Ints:
+        """(k,) the masks that left, of each set, and count as wrong all the same."""
+        rows, _ = self._counting()
+        left = self.levels[rows[self._removed[rows]]].astype(np.int64) - 1
+        return np.cumsum(np.bincount(left, minlength=self.count))
+
+    def known_right(self) -> Ints:
+        """(k,) the members judged right before."""
+        return self._right_before
+
+    def counts(self) -> tuple[Ints, Ints]:
+        """(k,) how many of each set were asked in the random order without a gap, and not answered yes."""
+        rows, wrong = self._counting()
+        ends = [
+            self._place[queue[head]] if head < len(queue) else len(self._place)
+            for queue, head in zip(self._queues, self._heads.tolist(), strict=True)
+        ]
+        until = np.minimum.accumulate(np.array(ends))
+        counted = (self.levels[rows] <= np.arange(1, self.count + 1)[:, None]) & (
+            self._place[rows] < until[:, None]
+        )
+        return counted.sum(axis=1), (counted & wrong).sum(axis=1)
+
+    def rings(self) -> tuple[Ints, Ints]:
+        """(k,) how many were asked of what each set adds to the one within it, and not answered yes."""
+        rows, wrong = self._counting()
+        ring = self.levels[rows].astype(np.int64) - 1
+        return np.bincount(ring, minlength=self.count), np.bincount(ring[wrong], minlength=self.count)
+
+    def answers(self, inside: NDArray[np.bool_], yes: NDArray[np.bool_]) -> tuple[float, float]:
+        """The weights of the questions asked ``inside``, of those answered yes and of all; both (n,).
+
+        A question weighs as many masks as it stands for: what a set adds may be asked more or less densely.
+        """
+        rows = np.array(self._asked, dtype=np.int64)
+        rows = rows[~self._removed[rows]]
+        ring = self.levels[rows].astype(np.int64) - 1
+        weight = (self._sizes / np.maximum(np.bincount(ring, minlength=self.count), 1))[ring] * inside[rows]
+        return float(weight[yes[rows]].sum()), float(weight.sum())
+
+    def bad_from(self, rates: Rates = PERFECT) -> Ints:
+        """(k,) the least number of no among the members that a set with too many wrong masks would have."""
+        sizes, gone = self.sizes(), self._gone()
+        allowed = np.floor((1 - self.target) * (sizes - gone + self._right_before + self._wrong_before) + 1e-9)
+        least_wrong = np.maximum(allowed - self._wrong_before + 1, 0).astype(np.int64) + gone
+        return rates.least_no(least_wrong, sizes)
+
+    def evidence(self, rates: Rates = PERFECT) -> Floats:
+        """(k,) the greatest log evidence so far that each set has a share q of right masks."""
+        asked, wrong = self.counts()
+        now = log_evidence(self.sizes(), asked, wrong, self.bad_from(rates), self.expected)
+        self._best = np.maximum(self._best, now)
+        return self._best
+
+    def proven(self, rates: Rates = PERFECT) -> int:
+        """The greatest j such that S_1 … S_j are all certified; 0 for none."""
+        enough = self.evidence(rates) >= np.log(1 / self.alpha)
+        return int(np.argmin(enough)) if not enough.all() else self.count
+
+    def bound(self, level: int, rates: Rates = PERFECT) -> float:
+        """The share of right masks in S_level that the answers prove by now, at this attempt's error."""
+        size, gone = int(self.sizes()[level - 1]), int(self._gone()[level - 1])
+        right, doubtful = int(self._right_before[level - 1]), int(self._wrong_before[level - 1])
+        asked, wrong = (np.array([count[level - 1]]) for count in self.counts())
+        expected = self.expected[level - 1 : level]
+        low, high = 0, size + 1  # with at least ``high`` wrong masks the answers would be too unlikely
+        while high - low > 1:
+            middle = (low + high) // 2
+            bad_from = rates.least_no(np.array([middle]), np.array([size]))
+            sure = log_evidence(np.array([size]), asked, wrong, bad_from, expected)[0] >= np.log(1 / self.alpha)
+            low, high = (low, middle) if sure else (middle, high)
+        return 1 - (max(low - gone, 0) + doubtful) / max(size - gone + right + doubtful, 1)
+
+    def level_report(self, level: int, rates: Rates = PERFECT) -> Level:
+        """What is known of S_level."""
+        asked, wrong = self.counts()
+        of = self.sizes() - self._gone() + self._right_before + self._wrong_before
+        return Level(int(of[level - 1]), int(asked[level - 1]), int(wrong[level - 1]), self.bound(level, rates))

@@ -1,0 +1,242 @@
+"""The paper's strategy: ask about some masks of a cluster, and let their share of yes decide it."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from propagation.events import Decided, Decision, Event, PageAnswered, PageIssued
+from propagation.strategies import Claim, Draw, require
+
+if TYPE_CHECKING:
+    from propagation.campaign import Campaign
+
+Order = Literal["score", "dfs+score", "dfs", "bfs", "threshold"]
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class PaperStrategy:
+    """The rule of Papadopoulos, Weber and Torralba, ICCV 2021, section 3.3. It proves nothing.
+
+    accept_at: K_a, a cluster whose share of yes is at least this is accepted.
+    reject_at: K_r, one whose share is at most this is rejected; negative to never reject.
+    split_below: K_pa, a cluster whose mean mask score is lower is split without asking.
+    samples: questions a cluster, those already answered inside it included.
+    least_size: clusters with fewer masks are left undecided.
+    search: which cluster comes first: of the best mean score; the deepest, with or without the score among
+    equals; the least deep; or those below one height of the tree, ``cut``, which are never split.
+    cut: that height, as a share of the tree's.
+    clusters_a_round: clusters asked before their answers are awaited.
+    queue: whether that is of each category, or of all together.
+    whole_clusters: an accepted cluster is written whole, the masks judged wrong too, as published.
+    budget: questions in all; None for no end but the trees'.
+    page_size: questions a page.
+    seed: of the draws.
+    """
+
+    name: Literal["paper"] = "paper"
+    accept_at: float = 0.85
+    reject_at: float = 0.15
+    split_below: float = 0.7
+    samples: int = 15
+    least_size: int = 15
+    search: Order = "score"
+    cut: float = 0.5
+    clusters_a_round: int = 30
+    queue: Literal["category", "campaign"] = "category"
+    whole_clusters: bool = False
+    budget: int | None = None
+    page_size: int = 20
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(
+            "strategy",
+            accept_at=(self.accept_at, 0 < self.accept_at <= 1, "a share above 0 and at most 1"),
+            reject_at=(self.reject_at, self.reject_at < self.accept_at, "less than accept_at"),
+            samples=(self.samples, self.samples >= 1, "at least 1"),
+            least_size=(self.least_size, self.least_size >= 1, "at least 1"),
+            cut=(self.cut, 0 <= self.cut <= 1, "a share of the tree's height"),
+            clusters_a_round=(self.clusters_a_round, self.clusters_a_round >= 1, "at least 1"),
+            budget=(self.budget, self.budget is None or self.budget >= 0, "0 or more, or left out"),
+            page_size=(self.page_size, self.page_size >= 1, "at least 1"),
+        )
+
+    def decide(self, right: int, asked: int) -> Decision:
+        """What the verdicts of a cluster decide, ``right`` of ``asked`` of them yes."""
+        share = right / asked
+        if share >= self.accept_at:
+            return "accept"
+        return "reject" if share <= self.reject_at else "split"
+
+    def begin(self, campaign: Campaign) -> PaperSearch:
+        """Begin with the roots of the trees."""
+        return PaperSearch(self, campaign)
+
+
+class PaperSearch:
+    """The clusters at the front of the search, best first."""
+
+    claim: Claim = "estimate"
+
+    def __init__(self, strategy: PaperStrategy, campaign: Campaign) -> None:
+        self._rule = strategy
+        self._campaign = campaign
+        self._queue: list[tuple[tuple[float, ...], Key]] = []
+        self._depth: dict[Key, int] = {}
+        # clusters that a verdict may decide: those asked, and those that were born with verdicts
+        self._undecided: set[Key] = set()
+        for place, tree in enumerate(campaign.trees):
+            self._open((place, tree.root), 0)
+
+    def _open(self, key: Key, depth: int) -> None:
+        place, node = key
+        if self._campaign.trees[place].sizes[node] >= self._rule.least_size:
+            self._campaign.state[key] = "open"
+            self._depth[key] = depth
+            self._undecided.add(key)
+            heapq.heappush(self._queue, (self._priority(key), key))
+
+    def _priority(self, key: Key) -> tuple[float, ...]:
+        depth, score = self._depth[key], -self._campaign.mean_score(*key)
+        return {
+            "score": (score,),
+            "threshold": (score,),
+            "bfs": (depth,),
+            "dfs": (-depth,),
+            "dfs+score": (-depth, score),
+        }[self._rule.search]
+
+    def apply(self, event: Event) -> None:
+        """Follow splits; note which clusters a verdict may decide."""
+        match event:
+            case Decided(decision="split"):
+                place, node = self._campaign.find(event.cluster)
+                self._undecided.discard((place, node))
+                for half in self._campaign.trees[place].halves(node):
+                    self._open((place, half), self._depth.get((place, node), 0) + 1)
+            case Decided():
+                self._undecided.discard(self._campaign.find(event.cluster))
+            case PageIssued():
+                for key in map(self._campaign.find, event.clusters):
+                    # asked again after its split, a cluster's verdicts count for its halves
+                    if self._campaign.state.get(key) != "split":
+                        self._campaign.state[key] = "asking"
+                        self._undecided.add(key)
+            case PageAnswered():
+                page = self._campaign.pages[event.page]
+                for key in map(self._campaign.find, page.issued.clusters):
+                    if self._campaign.state.get(key) == "split":
+                        self._undecided |= {
+                            k for k in self._depth if self._campaign.state[k] in ("open", "asking")
+                        }
+
+    def decisions(self) -> Iterator[Decided]:
+        """What the share of yes decides, of clusters asked, and of halves that have verdicts enough."""
+        campaign = self._campaign
+        rank = {"asking": 0, "open": 1}
+        front = sorted(self._undecided, key=lambda key: (rank.get(campaign.state.get(key, ""), 2), key))
+        while front:
+            key = front.pop(0)
+            place, node = key
+            if campaign.state.get(key) not in rank:
+                continue
+            asked, right = campaign.known(place, node)
+            if asked == 0 or asked < self._wanted(key, asked):
+                if campaign.state[key] == "open":
+                    self._undecided.discard(key)
+                continue
+            if campaign.state[key] == "open" and self._split_unasked(key):
+                continue
+            decision = self._rule.decide(right, asked)
+            if decision == "split" and (node < len(campaign.trees[place]) or self._rule.search == "threshold"):
+                decision = "reject"
+            yield Decided(campaign.cluster(place, node), decision, asked, right)
+            if decision == "split":
+                halves = campaign.trees[place].halves(node)
+                front.extend((place, half) for half in halves if (place, half) in campaign.state)
+
+    def draw(self, room: int | None) -> Iterator[Decided | Draw]:
+        """Split what is split without asking; then the questions of the first clusters in the queue."""
+        campaign, left = self._campaign, np.inf if room is None else room
+        rooms: dict[int, int] = {}
+        kept = []
+        limit = self._rule.clusters_a_round * (len(campaign.trees) if self._rule.queue == "category" else 1)
+        try:
+            while self._queue and limit:
+                entry = heapq.heappop(self._queue)
+                key = entry[1]
+                place, node = key
+                if campaign.state.get(key) != "open":
+                    continue
+                kept.append(entry)
+                if self._split_unasked(key):
+                    if node >= len(campaign.trees[place]):
+                        yield Decided(campaign.cluster(place, node), "split", 0, 0)
+                    continue
+                counted = place if self._rule.queue == "category" else 0
+                free = rooms.get(counted, self._rule.clusters_a_round)
+                rows = self._draw(key) if free else np.empty(0, dtype=np.int64)
+                if len(rows) and len(rows) <= left:
+                    rooms[counted] = free - 1
+                    limit -= 1
+                    left -= len(rows)
+                    yield Draw(place, rows, np.full(len(rows), node))
+        finally:
+            # what was not asked for want of room stays; what was asked or split is passed over by its state
+            for entry in kept:
+                heapq.heappush(self._queue, entry)
+
+    def _split_unasked(self, key: Key) -> bool:
+        place, node = key
+        tree = self._campaign.trees[place]
+        if self._rule.search == "threshold":
+            return node >= len(tree) and tree.heights[node - len(tree)] > self._rule.cut * tree.heights[-1]
+        return self._campaign.mean_score(place, node) < self._rule.split_below
+
+    def _wanted(self, key: Key, asked: int) -> int:
+        return min(self._rule.samples, asked + len(self._campaign.free(*key)))
+
+    def _draw(self, key: Key) -> NDArray[np.int64]:
+        asked, _ = self._campaign.known(*key)
+        rng = np.random.default_rng([self._rule.seed, *key])
+        return rng.permutation(np.sort(self._campaign.free(*key)))[: max(0, self._wanted(key, asked) - asked)]
+
+    def written(self) -> NDArray[np.bool_]:
+        """The masks of accepted clusters and those judged right; those judged wrong only as published."""
+        inside, verdict = self._campaign.inside("accepted"), self._campaign.verdict
+        if self._rule.whole_clusters:
+            return inside
+        return (inside & (verdict == -1)) | (verdict == 1)
+
+    def estimate(self, category: str | None = None) -> float | None:
+        """The share of yes in the accepted clusters, each counted by its size."""
+        right, size = 0.0, 0
+        for place, node in self._campaign.clusters("accepted"):
+            tree = self._campaign.trees[place]
+            if category in (None, tree.category):
+                size += int(tree.sizes[node])
+                right += tree.sizes[node] * (self.share(self._campaign.cluster(place, node)) or 0)
+        return right / size if size else None
+
+    def bound(self, category: str | None = None) -> float | None:
+        """None: nothing is proven."""
+        return None
+
+    def share(self, cluster: str) -> float | None:
+        """The share of yes that the cluster was decided by."""
+        asked, right = self._campaign.evidence.get(cluster, (0, 0))
+        return right / asked if asked else None
+
+    def leftover(self) -> str:
+        """Why masks are left."""
+        return (
+            f"The budget is spent, or their clusters have fewer masks than strategy.least_size "
+            f"({self._rule.least_size}) or a mean score below strategy.split_below ({self._rule.split_below:g})"
+        )
