@@ -22,11 +22,11 @@ from rich.table import Table
 
 from ls_propagate import pipeline
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
-from ls_propagate.settings import Settings, load_settings
+from ls_propagate.settings import STRATEGIES, Settings, load_settings
 from ls_propagate.simulation import (
     DRAWING_SECONDS,
     QUESTION_SECONDS,
-    STRATEGIES,
+    Curve,
     choose_strategy,
     forecast,
     read_masks,
@@ -354,8 +354,31 @@ def ablation(
     with _bars() as bars:
         table, found = read_masks(_named(predictions), features, ground_truth)
         curves = run_ablation(World(table, [], found, target, iou), rule, beside, range(seeds), bars)
+    console.print(ablation_table(curves))
     for file in (draw_ablation(curves, rule, plots), draw_hours(curves, plots)):
         console.print(f"Drawn: {file}", markup=False, soft_wrap=True)
+
+
+def ablation_table(curves: Sequence[Curve]) -> Table:
+    """What each curve has come to at 10, 30 and 100 annotated clusters and at its end, for the terminal."""
+    table = Table()
+    for name in ("row", "curve"):
+        table.add_column(name)
+    for name in ("at 10 clusters", "at 30", "at 100", "at its end"):
+        table.add_column(name, justify="right")
+    for curve in curves:
+        cells = []
+        for most in (10, 30, 100, np.inf):
+            place = int(np.searchsorted(curve.clusters, most, side="right")) - 1
+            if place < 0 or not curve.masks[place]:
+                cells.append("–")
+                continue
+            share = curve.right[place] / curve.masks[place]
+            good = "" if curve.name == CalibratedStrategy.name else f"{curve.good[place]:.1f} "
+            cells.append(f"{good}{curve.masks[place]:,.0f} {share:.0%} {curve.quality[place]:.3f}")
+        table.add_row(curve.row, curve.name, *cells)
+    table.caption = "high-quality clusters, accepted masks, right among them, mean IoU; means over seeds"
+    return table
 
 
 def _named(predictions: Path | None) -> Path:

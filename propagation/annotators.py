@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,8 @@ class Rates:
     """Error rates on the safe side: what is wrong is answered no at least so often.
 
     miss: at most this share of wrong masks is answered yes. false_alarm: at least this share of right masks
-    is answered no. doubt: the chance that is left to the errors of one set of masks to fall out worse.
+    is answered no. doubt: the chance that is left to the errors to fall out worse, those in one set of masks and
+    those in what was asked before.
     """
 
     miss: float = 0.0
@@ -30,9 +32,13 @@ class Rates:
         if self.miss <= 0 and self.false_alarm <= 0:
             return wrong
         wrong = np.minimum(wrong, sizes + 1)
-        caught = binom.ppf(self.doubt / 2, wrong, 1 - self.miss)
-        alarms = binom.ppf(self.doubt / 2, np.maximum(sizes - wrong, 0), self.false_alarm)
+        caught = binom.ppf(self.doubt / 4, wrong, 1 - self.miss)
+        alarms = binom.ppf(self.doubt / 4, np.maximum(sizes - wrong, 0), self.false_alarm)
         return np.maximum(caught + alarms, 0).astype(np.int64)
+
+    def missed(self, no: int) -> int:
+        """How many wrong masks may have been answered yes where ``no`` masks were not; for half of ``doubt``."""
+        return _missed(self, no)
 
     def answered_no(self, wrong: Floats) -> Floats:
         """The share of no to be expected where a share ``wrong`` is wrong."""
@@ -40,6 +46,22 @@ class Rates:
 
 
 PERFECT = Rates()
+ANY_NUMBER = 2**40
+
+
+@lru_cache(maxsize=4096)
+def _missed(rates: Rates, no: int) -> int:
+    if rates.miss <= 0:
+        return 0
+    if rates.miss >= 1:
+        return ANY_NUMBER
+    # the most wrong masks that would bring no more than so many no
+    few, many = no, int(4 * (no + 60) / (1 - rates.miss))
+    while many - few > 1:
+        middle = (few + many) // 2
+        caught = binom.ppf(rates.doubt / 4, middle, 1 - rates.miss)
+        few, many = (middle, many) if caught <= no else (few, middle)
+    return int(binom.ppf(1 - rates.doubt / 4, few, rates.miss))
 
 
 @dataclass(frozen=True)

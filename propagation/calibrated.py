@@ -40,6 +40,7 @@ FIRST_SET = 0.15  # of the largest set, the smallest one at least
 FRONT = 500  # clusters of a tree that are decided on, about
 MOSTLY, HARDLY = 0.9, 0.02  # shares of a cluster's masks that are proposed, from and up to which it stays whole
 HELD_BACK = 0.05  # chance of a category's verdicts, were it as good as the target, under which it stays out
+ORDER = 0x0DE5  # sets the random order of questions apart from every other stream of the same seed
 LEARN_MORE = 40  # questions after which it is tried again to propose anything
 ATTEMPTS = 8  # certificates of a scope
 GOLD_ALPHA, DOUBT_ALPHA = 0.2, 0.1  # shares of the error for the annotators' rates, where they err
@@ -118,16 +119,11 @@ class CalibratedStrategy:
 
 @dataclass
 class Attempt:
-    """A certificate on its way: its number, how far it is proven, and whether more is asked for it.
-
-    members, bound: masks in the proven set, and the share of right ones among them that is proven.
-    """
+    """A certificate on its way: its number, how far it is proven, and whether more is asked for it."""
 
     number: int
     certificate: Certificate
     certified: int = 0
-    members: int = 0
-    bound: float = 0.0
     open: bool = True
 
 
@@ -194,8 +190,7 @@ class CalibratedSearch:
                 self._opened(event)
             case Certified():
                 attempt = self._attempt[event.certificate]
-                attempt.certified, attempt.members = event.level, event.members
-                attempt.bound = max(event.bound, self._rule.target)
+                attempt.certified = event.level
                 for scope in self._scopes.values():
                     if attempt in scope.attempts:
                         scope.standing = attempt
@@ -225,7 +220,7 @@ class CalibratedSearch:
             np.array(event.expected),
             self._rule.target,
             event.alpha * (1 if self._rule.perfect else 1 - DOUBT_ALPHA),
-            (self._rule.seed, event.certificate),
+            (self._rule.seed, event.certificate, ORDER),
         )
         taken = np.flatnonzero(self._campaign.taken[self._campaign.table.image])
         certificate.remove(taken)
@@ -539,14 +534,13 @@ class CalibratedSearch:
         return None if unknown or not size else right / size
 
     def bound(self, category: str | None = None) -> float | None:
-        """The share of right masks that is proven; of a category only where the promise is by category."""
-        standing = [
-            scope.standing
-            for scope in self._scopes.values()
-            if category in (None, scope.category) and scope.standing is not None and self._holds(scope)
-        ]
-        members = sum(attempt.members for attempt in standing)
-        return sum(attempt.members * attempt.bound for attempt in standing) / members if members else None
+        """The share of right masks that is proven; of a category only where the promise is by category.
+
+        Just the target: what the answers prove beyond it of the set that was chosen by them, they don't prove
+        of all sets at once.
+        """
+        held = [s for s in self._scopes.values() if s.standing is not None and category in (None, s.category)]
+        return self._rule.target if held and all(map(self._holds, held)) else None
 
     def share(self, cluster: str) -> float | None:
         """The share that is proven of all that is written with the cluster."""

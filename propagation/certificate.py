@@ -113,13 +113,22 @@ class Certificate:
         self._place = np.full(len(levels), -1, dtype=np.int64)
         self._place[fresh[order]] = np.arange(len(fresh))
         self._known: Ints = np.flatnonzero((levels > 0) & known)
+        self._places = [self._place[queue] for queue in self._queues]
+        self._index = np.zeros(len(levels), dtype=np.int64)
+        for queue in self._queues:
+            self._index[queue] = np.arange(len(queue))
         self._heads = np.zeros(self.count, dtype=np.int64)
         self._sizes: Ints = np.array([len(queue) for queue in self._queues], dtype=np.int64)
         self._removed = np.zeros(len(levels), dtype=bool)
+        self._any_removed = False
         self._asked: list[int] = []
-        self._slot: dict[int, int] = {}
-        self._wrong = np.zeros(64, dtype=bool)
-        self._answered: set[int] = set()
+        self._issued = np.zeros(len(levels), dtype=bool)
+        self._answered = np.zeros(len(levels), dtype=bool)
+        self._wrong = np.zeros(len(levels), dtype=bool)
+        # of each queue, how many of its first were asked and count, and how many of these were not answered yes
+        self._sums = [(np.zeros(1, np.int64), np.zeros(1, np.int64)) for _ in self._queues]
+        self._before = known
+        self._no_before = 0
         self._right_before: Ints = np.zeros(self.count, dtype=np.int64)
         self._wrong_before: Ints = np.zeros(self.count, dtype=np.int64)
         self._best: Floats = np.zeros(self.count)
@@ -128,33 +137,43 @@ class Certificate:
 
     def issue(self, rows: Ints) -> None:
         """Questions were put to annotators; until they are answered they count as no."""
-        for row in rows.tolist():
-            if self._place[row] >= 0 and row not in self._slot:
-                if len(self._asked) == len(self._wrong):
-                    self._wrong = np.concatenate([self._wrong, np.zeros_like(self._wrong)])
-                self._slot[row] = len(self._asked)
-                self._wrong[len(self._asked)] = True
-                self._asked.append(row)
-        self._advance()
+        rows = rows[(self._place[rows] >= 0) & ~self._issued[rows]]
+        self._issued[rows] = self._wrong[rows] = True
+        self._asked += rows.tolist()
+        self._recount(rows)
 
-    def _advance(self) -> None:
-        """Move each queue's head past what was asked or taken out."""
-        for j, queue in enumerate(self._queues):
-            head = int(self._heads[j])
-            while head < len(queue) and (queue[head] in self._slot or self._removed[queue[head]]):
+    def _recount(self, rows: Ints) -> None:
+        """Move the heads of the queues of some rows past what was asked or taken out, and sum up anew.
+
+        A queue's sums are made again from its first changed question on, so that a page costs the same early and
+        late.
+        """
+        for j in np.unique(self.levels[rows]).astype(int) - 1:
+            queue, head = self._queues[j], int(self._heads[j])
+            while head < len(queue) and (self._issued[queue[head]] or self._removed[queue[head]]):
                 head += 1
             self._heads[j] = head
+            here = rows[self.levels[rows] == j + 1]
+            first = min(int(self._index[here].min()), len(self._sums[j][0]) - 1, head)
+            changed = queue[first:head]
+            wrong = self._wrong[changed]
+            counts = self._issued[changed] & (~self._removed[changed] | wrong)
+            self._sums[j] = tuple(
+                np.concatenate([old[: first + 1], old[first] + np.cumsum(new)])
+                for old, new in zip(self._sums[j], (counts, counts & wrong), strict=True)
+            )
 
     def answer(self, rows: Ints, yes: NDArray[np.bool_]) -> None:
         """Verdicts on questions, or changed ones; an unsure or withdrawn one is no yes."""
-        for row, right in zip(rows.tolist(), yes.tolist(), strict=True):
-            slot = self._slot.get(row)
-            if slot is None:
-                continue
-            if slot in self._answered and self._wrong[slot] == right:
-                self._best[:] = 0  # what was proven with the earlier answer has to be proven again
-            self._answered.add(slot)
-            self._wrong[slot] = not right
+        asked = self._issued[rows]
+        rows, yes = rows[asked], yes[asked]
+        if not len(rows):
+            return
+        if (self._answered[rows] & (self._wrong[rows] == yes)).any():
+            self._best[:] = 0  # what was proven with the earlier answer has to be proven again
+        self._answered[rows] = True
+        self._wrong[rows] = ~yes
+        self._recount(rows)
 
     def count_known(self, yes: NDArray[np.bool_], no: NDArray[np.bool_]) -> None:
         """Count the members with a verdict from before: (n,) now judged right; (n,) now judged wrong."""
@@ -164,6 +183,12 @@ class Certificate:
         right = np.bincount(level[yes[rows]], minlength=self.count)
         doubtful = np.bincount(level[~yes[rows] & ~no[rows]], minlength=self.count)
         self._right_before, self._wrong_before = np.cumsum(right), np.cumsum(doubtful)
+        self._no_before = int((self._before & ~yes).sum())
+
+    def _members_before(self, rates: Rates) -> tuple[Ints, Ints]:
+        """(k,) the members from before that count as right, and as wrong: annotators may have missed some."""
+        missed = np.minimum(rates.missed(self._no_before), self._right_before)
+        return self._right_before - missed, self._wrong_before + missed
 
     def knew(self, rows: Ints) -> bool:
         """Whether any of these masks is a member that had a verdict before."""
@@ -180,9 +205,10 @@ class Certificate:
             return
         fresh = rows[self._place[rows] >= 0]
         self._removed[rows] = True
+        self._any_removed = True
         self._sizes -= np.bincount(self.levels[fresh].astype(np.int64) - 1, minlength=self.count)
         self._best[:] = 0
-        self._advance()
+        self._recount(fresh)
 
     # what it says
 
@@ -191,28 +217,27 @@ class Certificate:
         ahead = []
         for j in range(level):
             rows = self._queues[j][self._heads[j] :]
-            few = rows[: count + 8] if not self._removed.any() else rows
-            ahead.append(few[~self._removed[few]][:count])
+            # seldom was anything past the head asked out of order, or taken out
+            few = self._open(rows[: count + 64])
+            ahead.append((few if len(few) >= count else self._open(rows))[:count])
         rows = np.concatenate(ahead) if ahead else np.empty(0, dtype=np.int64)
-        rows = rows[[row not in self._slot for row in rows.tolist()]] if len(rows) else rows
         order: Ints = rows[np.argsort(self._place[rows], kind="stable")[:count]]
         return order
+
+    def _open(self, rows: Ints) -> Ints:
+        """Those that can still be asked."""
+        return rows[~self._removed[rows] & ~self._issued[rows]]
 
     def sizes(self) -> Ints:
         """(k,) the members of each set that had no verdict when it was frozen."""
         return np.cumsum(self._sizes) + self._gone()
 
-    def _counting(self) -> tuple[Ints, NDArray[np.bool_]]:
-        """The questions that count, and which of them were not answered yes."""
-        rows = np.array(self._asked, dtype=np.int64)
-        wrong = self._wrong[: len(rows)]
-        counts = ~self._removed[rows] | wrong
-        return rows[counts], wrong[counts]
-
     def _gone(self) -> Ints:
         """(k,) the masks that left, of each set, and count as wrong all the same."""
-        rows, _ = self._counting()
-        left = self.levels[rows[self._removed[rows]]].astype(np.int64) - 1
+        if not self._any_removed:
+            return np.zeros(self.count, dtype=np.int64)
+        rows = np.array(self._asked, dtype=np.int64)
+        left = self.levels[rows[self._removed[rows] & self._wrong[rows]]].astype(np.int64) - 1
         return np.cumsum(np.bincount(left, minlength=self.count))
 
     def known_right(self) -> Ints:
@@ -221,22 +246,22 @@ class Certificate:
 
     def counts(self) -> tuple[Ints, Ints]:
         """(k,) how many of each set were asked in the random order without a gap, and not answered yes."""
-        rows, wrong = self._counting()
         ends = [
-            self._place[queue[head]] if head < len(queue) else len(self._place)
-            for queue, head in zip(self._queues, self._heads.tolist(), strict=True)
+            places[head] if head < len(places) else len(self._place)
+            for places, head in zip(self._places, self._heads.tolist(), strict=True)
         ]
         until = np.minimum.accumulate(np.array(ends))
-        counted = (self.levels[rows] <= np.arange(1, self.count + 1)[:, None]) & (
-            self._place[rows] < until[:, None]
-        )
-        return counted.sum(axis=1), (counted & wrong).sum(axis=1)
+        asked, wrong = np.zeros((2, self.count), dtype=np.int64)
+        for j, (places, sums) in enumerate(zip(self._places, self._sums, strict=True)):
+            reached = np.searchsorted(places[: len(sums[0]) - 1], until[j:])
+            asked[j:] += sums[0][reached]
+            wrong[j:] += sums[1][reached]
+        return asked, wrong
 
     def rings(self) -> tuple[Ints, Ints]:
         """(k,) how many were asked of what each set adds to the one within it, and not answered yes."""
-        rows, wrong = self._counting()
-        ring = self.levels[rows].astype(np.int64) - 1
-        return np.bincount(ring, minlength=self.count), np.bincount(ring[wrong], minlength=self.count)
+        asked, wrong = (np.array([sums[which][-1] for sums in self._sums]) for which in (0, 1))
+        return asked, wrong
 
     def answers(self, inside: NDArray[np.bool_], yes: NDArray[np.bool_]) -> tuple[float, float]:
         """The weights of the questions asked ``inside``, of those answered yes and of all; both (n,).
@@ -252,8 +277,9 @@ class Certificate:
     def bad_from(self, rates: Rates = PERFECT) -> Ints:
         """(k,) the least number of no among the members that a set with too many wrong masks would have."""
         sizes, gone = self.sizes(), self._gone()
-        allowed = np.floor((1 - self.target) * (sizes - gone + self._right_before + self._wrong_before) + 1e-9)
-        least_wrong = np.maximum(allowed - self._wrong_before + 1, 0).astype(np.int64) + gone
+        right, wrong = self._members_before(rates)
+        allowed = np.floor((1 - self.target) * (sizes - gone + right + wrong) + 1e-9)
+        least_wrong = np.maximum(allowed - wrong + 1, 0).astype(np.int64) + gone
         return rates.least_no(least_wrong, sizes)
 
     def evidence(self, rates: Rates = PERFECT) -> Floats:
@@ -271,7 +297,7 @@ class Certificate:
     def bound(self, level: int, rates: Rates = PERFECT) -> float:
         """The share of right masks in S_level that the answers prove by now, at this attempt's error."""
         size, gone = int(self.sizes()[level - 1]), int(self._gone()[level - 1])
-        right, doubtful = int(self._right_before[level - 1]), int(self._wrong_before[level - 1])
+        right, doubtful = (int(count[level - 1]) for count in self._members_before(rates))
         asked, wrong = (np.array([count[level - 1]]) for count in self.counts())
         expected = self.expected[level - 1 : level]
         low, high = 0, size + 1  # with at least ``high`` wrong masks the answers would be too unlikely

@@ -116,7 +116,7 @@ class Certified:
     """The first ``level`` of a certificate's sets are proven: they may be written.
 
     members: masks in the set; asked, wrong: the random questions in it, and those not answered yes; bound:
-    the share of right masks that they prove.
+    the share of right masks that they prove of this set taken by itself.
     """
 
     certificate: int

@@ -102,7 +102,7 @@ def simulate(
 
     observe: is shown the campaign after the decisions of each round.
     """
-    rng = np.random.default_rng([seed, 1])
+    rng = np.random.default_rng([seed, 1, 0x51])
     right = world.right
     errs = rng.random(len(right)) < np.where(right, world.false_alarm, world.miss)
     says_yes = right ^ errs

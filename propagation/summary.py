@@ -70,12 +70,12 @@ def summarize(campaign: Campaign) -> list[Row]:
 def statement(campaign: Campaign) -> str:
     """What may be said of the quality of what is written, in a sentence."""
     bound, estimate = campaign.search.bound(), campaign.search.estimate()
-    if campaign.claim == "promise" and bound is not None:
+    if campaign.claim == "promise" and bound is not None and estimate is not None:
         rule = asdict(campaign.strategy)  # type: ignore[call-overload]
         of = "in each category" if rule["scope"] == "category" else "in all"
         return (
             f"Promise: with {rule['confidence']:.0%} confidence at least {rule['target']:.0%} of the accepted "
-            f"masks are right, {of}; {bound:.1%} are proven so far."
+            f"masks are right, {of}; the answers suggest {estimate:.1%}."
         )
     if campaign.claim == "promise":
         return "Nothing is accepted yet, so nothing is promised."

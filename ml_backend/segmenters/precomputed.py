@@ -51,10 +51,10 @@ class Precomputed:
         self._images, categories = _read_coco(images)
         self._names = _Names({key: entry.name for key, entry in self._images.items()}, images)
         self._categories = tuple(name for _, name in categories)
-        results = _read_json(predictions, MaskError)
+        results = read_json(predictions, MaskError)
         if not isinstance(results, list):
             raise MaskError(f"{predictions} is not a list of predictions; export it as COCO results")
-        self._features = None if features is None else _read_features(features, len(results), predictions)
+        self._features = None if features is None else read_features(features, len(results), predictions)
         rows_of_categories = {key: row for row, (key, _) in enumerate(categories)}
         self._size = np.zeros((len(results), 2), np.int32)
         self._counts = np.empty(len(results), object)
@@ -210,7 +210,7 @@ def _by(size: Iterable[int]) -> str:
     return " x ".join(str(side) for side in size)
 
 
-def _read_json(path: Path, error_type: type[InputError]) -> Any:
+def read_json(path: Path, error_type: type[InputError]) -> Any:
     """The content of a .json or .json.gz file."""
     try:
         raw = path.read_bytes()
@@ -223,7 +223,7 @@ def _read_json(path: Path, error_type: type[InputError]) -> Any:
 
 def _read_coco(path: Path) -> tuple[dict[int, _Entry], list[tuple[int, str]]]:
     """The images by id, and the categories' (id, name) in the order of their ids."""
-    content = _read_json(path, InputError)
+    content = read_json(path, InputError)
     try:
         images = {
             int(image["id"]): _Entry(str(image["file_name"]), _side(image, "height"), _side(image, "width"))
@@ -247,7 +247,7 @@ def _side(image: Mapping[str, Any], name: str) -> int | None:
     return side
 
 
-def _read_features(path: Path, predictions: int, file: Path) -> NDArray[np.floating[Any]]:
+def read_features(path: Path, predictions: int, file: Path) -> NDArray[np.floating[Any]]:
     """(predictions, d) features, left on disk."""
     try:
         features: NDArray[np.floating[Any]] = np.load(path, mmap_mode="r", allow_pickle=False)

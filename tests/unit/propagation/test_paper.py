@@ -2,8 +2,10 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from propagation.campaign import Campaign
 from propagation.errors import SettingsError
 from propagation.paper import PaperStrategy
 
@@ -31,8 +33,25 @@ def test_a_negative_limit_never_rejects():
     assert PaperStrategy(reject_at=-1).decide(0, 15) == "split"
 
 
-def test_its_numbers_are_estimates():
-    assert PaperStrategy().claim == "estimate"
+def test_its_numbers_are_estimates_and_prove_nothing(table, tree, play):
+    made = table([0.9] * 20)
+    campaign = Campaign(made, [tree(made, range(20))], PaperStrategy())
+    assert campaign.claim == "estimate"
+    play(campaign, [True] * 20)
+    assert campaign.accepted().all()
+    assert campaign.claim == "estimate"
+    assert campaign.search.bound() is None
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_masks_judged_wrong_in_an_accepted_cluster_are_written_as_published_or_not(table, tree, play, whole):
+    made = table([0.9] * 20)
+    right = np.arange(20) > 0
+    campaign = Campaign(
+        made, [tree(made, range(20))], PaperStrategy(samples=20, split_below=0.0, whole_clusters=whole)
+    )
+    play(campaign, right)
+    assert campaign.accepted().tolist() == (right | whole).tolist()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +61,7 @@ def test_its_numbers_are_estimates():
         ("accept_at", 1.01),
         ("reject_at", 0.85),
         ("samples", 0),
+        ("cut", 1.5),
         ("least_size", 0),
         ("clusters_a_round", 0),
         ("budget", -1),
