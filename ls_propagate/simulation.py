@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -17,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from pydantic import TypeAdapter, ValidationError
-from threadpoolctl import threadpool_limits
 
 from ls_propagate.pipeline import Progress, silent
 from ls_propagate.settings import STRATEGIES
@@ -31,7 +27,7 @@ from propagation.paper import PaperStrategy
 from propagation.posterior import covariates, fit
 from propagation.quality import truth_iou
 from propagation.rle import Rle, read_segmentation
-from propagation.simulate import Run, World, simulate
+from propagation.simulate import Job, Run, World, players, simulate
 from propagation.strategies import Strategy
 from propagation.tree import ClusterTree, build_tree
 
@@ -517,7 +513,17 @@ def forecast(
     shares = (0.5, 1.0, 2.0) if strategy.budget is not None else (0.5, 0.25)
     advance = progress("campaigns", draws * (len(shares) + (strategy.budget is None)))
     found: list[tuple[int | None, list[Run]]] = []
-    with _players(world, strategy, list(plausible(campaign, draws)), processes, advance) as play:
+    truths = [right.astype(np.float32) for right in plausible(campaign, draws)]
+    with players(world, processes) as play_all:
+
+        def play(budget: int | None) -> list[Run]:
+            tried: Strategy = replace(strategy, budget=budget)  # type: ignore[type-var]
+            runs = []
+            for run in play_all(Job(tried, getattr(strategy, "seed", 0), truth) for truth in truths):
+                runs.append(run)
+                advance(1)
+            return runs
+
         base = strategy.budget
         if base is None:
             found.append((None, play(None)))
@@ -559,48 +565,3 @@ def _expected(campaign: Campaign, budget: int | None, runs: Sequence[Run], pace:
         "questions_left": spread(left) if own else None,
         "hours_left": spread(left * pace / 3600) if own else None,
     }
-
-
-_job: tuple[World, Strategy] | None = None
-
-
-def _prepare(world: World, strategy: Strategy) -> None:
-    global _job
-    _job = world, strategy
-    threadpool_limits(1)
-
-
-def _one(right: NDArray[np.bool_], budget: int | None) -> Run:
-    assert _job is not None
-    return _on_truth(*_job, right, budget)
-
-
-def _on_truth(world: World, strategy: Strategy, right: NDArray[np.bool_], budget: int | None) -> Run:
-    tried: Strategy = replace(strategy, budget=budget)  # type: ignore[type-var]
-    return simulate(replace(world, iou=right.astype(np.float32)), tried, getattr(strategy, "seed", 0))
-
-
-@contextmanager
-def _players(
-    world: World,
-    strategy: Strategy,
-    truths: Sequence[NDArray[np.bool_]],
-    processes: int | None,
-    advance: Callable[[int], None],
-) -> Iterator[Callable[[int | None], list[Run]]]:
-    """What simulates a campaign of a budget on each truth, in as many processes as there are cores."""
-
-    def finished(runs: Iterable[Run]) -> list[Run]:
-        done = []
-        for run in runs:
-            done.append(run)
-            advance(1)
-        return done
-
-    workers = min(processes or multiprocessing.cpu_count(), len(truths))
-    if workers <= 1:
-        yield lambda budget: finished(_on_truth(world, strategy, right, budget) for right in truths)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _prepare, (world, strategy)) as pool:
-        yield lambda budget: finished(pool.map(_one, truths, [budget] * len(truths)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from plugin.label_studio.gateway import Gateway
@@ -73,21 +73,10 @@ class Daemon:
         # what a run that was cut off has posted must be known before its answers are read
         self._post(step)
         self._read_verify(step)
-        for decision in self.campaign.decisions():
-            self._record([decision])
-            step.decisions += 1
-        pages: list[Event] = []
-        splits = 0
-        for event in self.campaign.next_round():
-            if isinstance(event, PageIssued):
-                pages.append(event)
-            else:
-                self._record([event])
-                splits += 1
-        # all or none: of a round cut in two, a cluster would stay half asked
-        self._record(pages)
+        step.decisions = len(self._choose(self.campaign.decisions()))
+        chosen = self._choose(self.campaign.next_round())
         self._post(step)
-        step.finished = not splits and not self.campaign.waiting_pages
+        step.finished = not chosen and not self.campaign.waiting_pages
         if step.finished or self._milestone():
             step.images_written = write_back(self.gateway, self.source, self.campaign, self._tasks, self._record)
         return step
@@ -146,6 +135,24 @@ class Daemon:
             log.warning("%s", problem)
         self._record(events, **{"cursor:verify": self._verify_changes.cursor})
         step.questions = sum(len(event.verdicts) for event in events if isinstance(event, PageAnswered))
+
+    def _choose(self, choices: Iterable[Event]) -> Sequence[Event]:
+        """Let the campaign choose, and store all that it chose at once; the choices.
+
+        All or none: of a round cut in two, a cluster would stay half asked, or a set certified and its clusters
+        not accepted. Each choice but a page may be what the next one follows from, so it is applied before.
+        """
+        chosen: list[Event] = []
+        for choice in choices:
+            chosen.append(choice)
+            if not isinstance(choice, PageIssued):
+                self.campaign.apply(choice)
+        if chosen:
+            self.store.append(chosen)
+        for choice in chosen:
+            if isinstance(choice, PageIssued):
+                self.campaign.apply(choice)
+        return chosen
 
     def _record(self, events: Sequence[Event], **facts: str | None) -> None:
         """Store events, then let the campaign know them."""

@@ -125,7 +125,7 @@ def connect(label_studio: Server, dataset: Dataset, tmp_path: Path) -> Iterator[
     def make(name: str) -> Site:
         data = tmp_path / name
         data.mkdir()
-        settings = demo_settings(Demo(data, dataset.folder), dataset, label_studio)
+        settings = demo_settings(Demo(data, dataset.folder, budget=300), dataset, label_studio)
         store = Store(settings.store_url)
         gateway = LabelStudioGateway(label_studio.url, label_studio.token)
         project = source_project(gateway, dataset, data)

@@ -178,7 +178,7 @@ def test_the_command_line_walks_the_whole_way(connect: Callable[[str], Site]) ->
     with site.annotator_at_work():
         assert "Nothing left to ask" in run("sync", "--until-finished")
     status = json.loads(run("status", "--json"))
-    assert status["claim"] == "estimate"
+    assert status["claim"] == "promise"
     file = site.config.parent / "accepted.json"
     run("export", str(file))
     exported = json.loads(file.read_text())
