@@ -6,17 +6,21 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check tests browser screenshots clean
+.PHONY: demo test check audit tests browser screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
 
-test: check tests
+test: check audit tests
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# known vulnerabilities of what is installed; where nobody can be asked, it says so and passes
+audit: $(READY)
+	@$(BIN)/python .ci/audit.py
 
 tests: $(READY) browser
 	$(BIN)/pytest

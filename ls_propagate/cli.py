@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,32 +19,43 @@ import typer
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from ls_propagate import pipeline
+from ls_propagate import logs, pipeline, recovery, service
+from ls_propagate.doctor.examine import examine
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
-from ls_propagate.settings import STRATEGIES, Settings, load_settings
+from ls_propagate.settings import STRATEGIES, Settings, load_settings, secrets_outside
 from ls_propagate.simulation import (
-    DRAWING_SECONDS,
     QUESTION_SECONDS,
-    Curve,
     choose_strategy,
     forecast,
     read_masks,
     trees_of,
 )
 from ls_propagate.simulation import ablation as run_ablation
+from ls_propagate.tables import (
+    ablation_table,
+    finding_line,
+    forecast_lines,
+    forecast_table,
+    simulation_lines,
+    simulation_table,
+    summary_table,
+    undecided,
+)
 from plugin.label_studio.gateway import LabelStudioGateway
+from plugin.web import check_exposure
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
 from propagation.paper import PaperStrategy
 from propagation.quality import RIGHT_IOU
-from propagation.simulate import Run, World, simulate_many, summary_of
-from propagation.strategies import Strategy
-from propagation.summary import Row, as_json, statement, summarize
+from propagation.simulate import World, simulate_many, summary_of
+from propagation.summary import as_json, statement, summarize
 from sync.daemon import Step
+from sync.monitor import Monitor
 from sync.store import Store
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="ls-propagate",
@@ -75,9 +87,16 @@ def _bars() -> Iterator[pipeline.Progress]:
         yield bar
 
 
+def _settings(config: Path | None) -> Settings:
+    """The settings, and logs as they say."""
+    settings = load_settings(config)
+    logs.configure(settings.log_format, settings.log_level, settings.secrets)
+    return settings
+
+
 @contextmanager
 def _opened(config: Path | None) -> Iterator[tuple[Settings, Store]]:
-    settings = load_settings(config)
+    settings = _settings(config)
     with pipeline.open_store(settings) as store:
         yield settings, store
 
@@ -138,26 +157,44 @@ def sync(
         bool, typer.Option("--until-finished", help="Stop when the campaign has nothing left to ask.")
     ] = False,
 ) -> None:
-    """Ask, read answers, decide and write back, until stopped. Safe to stop anywhere and start again."""
-    stop = threading.Event()
+    """Ask, read answers, decide and write back, until stopped. Safe to stop anywhere and start again.
+
+    A second one on the same store waits for the first to end.
+    """
+    stop, wake = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+        wake.set()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    with _connected(config) as (settings, store, gateway):
-        daemon = pipeline.open_daemon(gateway, store, settings)
+        signal.signal(number, end)
+    settings = _settings(config)
+    monitor = Monitor(settings.poll_seconds)
+    with pipeline.open_store(settings) as store, pipeline.open_gateway(settings, monitor.called) as gateway:
         if once:
-            _tell(daemon.step())
+            with pipeline.writing(store):
+                daemon = pipeline.open_daemon(gateway, store, settings)
+                _tell(daemon.step())
+                campaign: Campaign | None = daemon.campaign
         else:
-            daemon.run(stop, settings.poll_seconds, _tell, until_finished)
-        for line in undecided(daemon.campaign):
+            with service.serving(settings, store, monitor, wake.set) as port:
+                log.info("health and figures on http://%s:%s", settings.daemon_host, port)
+                campaign = service.run(settings, store, gateway, monitor, stop, wake, _tell, until_finished)
+        for line in undecided(campaign) if campaign else ():
             console.print(line)
 
 
-def undecided(campaign: Campaign) -> list[str]:
-    """Why masks are left when nothing waits for an answer."""
-    left = summarize(campaign)[-1].open
-    if campaign.waiting_pages or not left:
-        return []
-    return [f"{left} masks are undecided. {campaign.search.leftover()}."]
+@app.command()
+def rebuild(
+    project: Annotated[str, typer.Argument(help="Number or title of the project that the campaign was about.")],
+    config: Config = None,
+) -> None:
+    """Make a lost store again, from the mirror of its event log, or from what Label Studio still holds."""
+    settings = _settings(config)
+    with pipeline.open_gateway(settings) as gateway:
+        for line in recovery.rebuild(gateway, settings, project):
+            console.print(line, markup=False, soft_wrap=True)
 
 
 def _tell(step: Step) -> None:
@@ -180,12 +217,9 @@ def backend(config: Config = None) -> None:
     from ml_backend.server import create_app
     from plugin.label_studio.images import decode
 
-    settings = load_settings(config)
+    settings = _settings(config)
     password = settings.backend_password.get_secret_value() if settings.backend_password else None
-    if settings.backend_host not in ("127.0.0.1", "localhost", "::1") and password is None:
-        raise SettingsError(
-            f"backend_host is {settings.backend_host}, which others can reach; set LS_PROPAGATE_BACKEND_PASSWORD"
-        )
+    check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
     segmenter, version = pipeline.load_segmenter(settings)
     with pipeline.open_gateway(settings) as gateway:
 
@@ -213,30 +247,6 @@ def status(config: Config = None, as_json_: AsJson = False) -> None:
         console.print(statement(campaign))
 
 
-def summary_table(rows: Sequence[Row]) -> Table:
-    """The rows of a summary for the terminal."""
-    table = Table()
-    table.add_column("category")
-    names = (
-        "masks", "outdone", "questions", "accepted", "rejected", "open", "clusters", "right (estimate)", "proven",
-    )  # fmt: skip
-    for name in names:
-        table.add_column(name, justify="right")
-    for row in rows:
-        counts = (row.masks, row.outdone, row.questions, row.accepted, row.rejected, row.open)
-        clusters = f"{row.clusters_accepted} / {row.clusters_rejected} / {row.clusters_open}"
-        shares = ("–" if share is None else f"{share:.1%}" for share in (row.estimate, row.bound))
-        table.add_row(_plain(row.category), *map(str, counts), clusters, *shares)
-    table.caption = "clusters: accepted / rejected / open"
-    return table
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)
-
-
 @app.command()
 def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], config: Config = None) -> None:
     """Write the accepted masks as a COCO dataset."""
@@ -249,6 +259,42 @@ def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], co
     console.print(
         f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}", markup=False, soft_wrap=True
     )
+
+
+@app.command()
+def doctor(config: Config = None, as_json_: AsJson = False) -> None:
+    """Check all that a campaign rests on, and say what to do about what is bad; then the exit code is 1."""
+    found = []
+    for finding in examine(config):
+        found.append(finding)
+        if not as_json_:
+            console.print(finding_line(finding), soft_wrap=True)
+    if as_json_:
+        print(json.dumps({"findings": [asdict(finding) for finding in found]}, indent=1))
+    if any(finding.state == "bad" for finding in found):
+        raise typer.Exit(1)
+
+
+@app.command()
+def backup(file: Annotated[Path, typer.Argument(help="File to write.")], config: Config = None) -> None:
+    """Write the store and its artefacts to one file; a daemon may run meanwhile."""
+    from sync.backup import backup as write
+
+    with _opened(config) as (settings, store):
+        pipeline.connection_of(store)  # nothing is worth a backup before
+        write(store, settings.artefacts, file)
+    console.print(f"{file.stat().st_size / 1e6:,.1f} MB: {file}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def restore(file: Annotated[Path, typer.Argument(help="A backup.")], config: Config = None) -> None:
+    """Fill an empty store, and its folder of artefacts, from a backup."""
+    from sync.backup import restore as read
+
+    with _opened(config) as (settings, store):
+        read(file, store, settings.artefacts)
+        url = store.url
+    console.print(f"Restored {url} and {settings.artefacts} from {file}.", markup=False, soft_wrap=True)
 
 
 simulations = typer.Typer(invoke_without_command=True)
@@ -359,28 +405,6 @@ def ablation(
         console.print(f"Drawn: {file}", markup=False, soft_wrap=True)
 
 
-def ablation_table(curves: Sequence[Curve]) -> Table:
-    """What each curve has come to at 10, 30 and 100 annotated clusters and at its end, for the terminal."""
-    table = Table()
-    for name in ("row", "curve"):
-        table.add_column(name)
-    for name in ("at 10 clusters", "at 30", "at 100", "at its end"):
-        table.add_column(name, justify="right")
-    for curve in curves:
-        cells = []
-        for most in (10, 30, 100, np.inf):
-            place = int(np.searchsorted(curve.clusters, most, side="right")) - 1
-            if place < 0 or not curve.masks[place]:
-                cells.append("–")
-                continue
-            share = curve.right[place] / curve.masks[place]
-            good = "" if curve.name == CalibratedStrategy.name else f"{curve.good[place]:.1f} "
-            cells.append(f"{good}{curve.masks[place]:,.0f} {share:.0%} {curve.quality[place]:.3f}")
-        table.add_row(curve.row, curve.name, *cells)
-    table.caption = "high-quality clusters, accepted masks, right among them, mean IoU; means over seeds"
-    return table
-
-
 def _named(predictions: Path | None) -> Path:
     if predictions is None:
         raise typer.BadParameter("name the predictions, COCO results", param_hint="--predictions")
@@ -406,66 +430,6 @@ def _write_json(file: Path, content: Any) -> None:
     draft.replace(file)
 
 
-def simulation_table(world: World, runs: Sequence[Run]) -> Table:
-    """The mean over runs of each category and of all, for the terminal."""
-    table = Table()
-    table.add_column("category")
-    names = ("masks", "right", "questions", "accepted", "precision", "worst", "yield", "SQ")
-    for name in names:
-        table.add_column(name, justify="right")
-    best = world.table.best
-    for place, name in [*enumerate(world.table.categories), (None, "total")]:
-        here = best if place is None else best & (world.table.category == place)
-        if place is not None and not here.any():
-            continue
-        told = [run.total if place is None else run.categories[name] for run in runs]
-        right = int((here & world.right).sum())
-        precisions = [one.precision for one in told if one.precision is not None]
-        quality = [one.sq for one in told if one.sq is not None]
-        means = [np.mean([getattr(one, kind) for one in told]) for kind in ("questions", "accepted", "right")]
-        table.add_row(
-            _plain(name),
-            f"{int(here.sum()):,}",
-            f"{right:,}",
-            f"{means[0]:,.0f}",
-            f"{means[1]:,.0f}",
-            f"{np.mean(precisions):.1%}" if precisions else "–",
-            f"{min(precisions):.1%}" if precisions else "–",
-            f"{means[2] / right:.1%}" if right else "–",
-            f"{np.mean(quality):.1%}" if quality else "–",
-            end_section=place == len(world.table.categories) - 1,
-        )
-    table.caption = (
-        f"means over {len(runs)} campaigns, worst of them; masks that a better one outdoes are left out; "
-        "gold questions are in the total alone"
-    )
-    return table
-
-
-def simulation_lines(world: World, strategy: Strategy, told: dict[str, Any]) -> list[str]:
-    """What the runs say together, in words. told: of ``summary_of``."""
-    runs = told["runs"]
-    kept = sum(not run["wrong_ever"] for run in runs)
-    nothing = sum(run["accepted"] == 0 for run in runs)
-    questions, accepted = (float(np.mean([run[name] for run in runs])) for name in ("questions", "accepted"))
-    lines = [
-        f"Strategy {strategy.name}: its figures are called {told['claim']}s.",
-        f"Yield: {told['yield']:.1%} of the {told['right_total']:,} right masks, "
-        f"{told['masks_per_question']:.1f} masks a question.",
-        f"Promise kept (never under {world.target:.0%} right after any write) in {kept} of {len(runs)} campaigns; "
-        f"nothing accepted in {nothing}.",
-        f"{questions * QUESTION_SECONDS / 3600:.2f} hours at {QUESTION_SECONDS:g} s a question, beside "
-        f"{accepted * DRAWING_SECONDS / 3600:,.1f} hours to draw as many masks by hand at "
-        f"{DRAWING_SECONDS:g} s each; both figures are the paper's, nobody was timed here.",
-    ]
-    if (world.miss or world.false_alarm) and isinstance(strategy, CalibratedStrategy) and strategy.perfect:
-        lines.append(
-            "The annotators err, and the strategy takes them not to; add --gold 0.1, or tell it with "
-            f"--set miss={world.miss:g} --set false_alarm={world.false_alarm:g}."
-        )
-    return [*lines, f"Simulated in {told['seconds']:.0f} s."]
-
-
 @app.command()
 def plan(
     config: Config = None,
@@ -486,54 +450,6 @@ def plan(
     console.print(forecast_table(told))
     for line in forecast_lines(told):
         console.print(line)
-
-
-def forecast_table(told: dict[str, Any]) -> Table:
-    """A row a budget, for the terminal. told: of ``forecast``."""
-    table = Table(title="Forecast")
-    for name in ("budget", "masks", "right", "questions", "hours", "questions left", "hours left"):
-        table.add_column(name, justify="right")
-    for row in told["budgets"]:
-        marked = " (set)" if row["budget"] == told["budget"] else ""
-        cells = ["none" if row["budget"] is None else f"{row['budget']:,}"]
-        for name, form in (
-            ("masks", ",.0f"),
-            ("right", ",.0f"),
-            ("questions", ",.0f"),
-            ("hours", ",.2f"),
-            ("questions_left", ",.0f"),
-            ("hours_left", ",.2f"),
-        ):
-            if row[name] is None:
-                cells.append("–")
-                continue
-            low, middle, high = (format(row[name][part], form) for part in ("low", "expected", "high"))
-            cells.append(f"{middle}\n{low} – {high}")
-        table.add_row(cells[0] + marked, *cells[1:])
-    table.caption = f"mean, and 10 to 90 % of {told['draws']} campaigns simulated on plausible truths"
-    return table
-
-
-def forecast_lines(told: dict[str, Any]) -> list[str]:
-    """What the forecast rests on, in words. told: of ``forecast``."""
-    pace = f"{told['seconds_a_question']:.3g} s a question"
-    if told["learned_from"] == "verdicts":
-        basis = f"It is learned from {told['verdicts']:,} verdicts."
-    else:
-        basis = (
-            f"With {told['verdicts']:,} verdicts there is too little to learn from: the mask scores are taken for "
-            "probabilities, and may be off. Ask for it again once some pages are answered."
-        )
-    measured = "the median of the pages answered" if told["seconds_measured"] else "as given; nobody was timed yet"
-    begun = "; it keeps the budget that it began with, the other rows are of campaigns begun anew"
-    return [
-        f"{told['questions_asked']:,} questions asked so far, {told['accepted']:,} masks accepted"
-        f"{begun if told['questions_asked'] else ''}.",
-        basis,
-        f"Hours are at {pace}, {measured}.",
-        f"A forecast, not a promise; the strategy {told['strategy']} itself gives "
-        f"{'a promise' if told['claim'] == 'promise' else 'an estimate'}.",
-    ]
 
 
 @app.command()
@@ -564,10 +480,13 @@ def demo(
 
 
 def main() -> None:
-    """Run the command line; errors that the product raises on purpose are said in words, exit code 1."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    """Run the command line; exit code 1 after an error: in words where the product raises it on purpose."""
+    logs.configure(secrets=secrets_outside())
     try:
         app()
     except PropagateError as error:
-        errors.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        errors.print(logs.hidden(f"error: {error}"), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except Exception:
+        log.critical("a fault of the product; please report it", exc_info=True)  # as a log, it shows no secret
         sys.exit(1)

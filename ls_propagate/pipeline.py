@@ -40,6 +40,7 @@ from sync.store import SourceTask, Store
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int | None], Callable[[int], None]]
+Observe = Callable[[str, float, bool], None]
 
 
 def silent(what: str, total: int | None) -> Callable[[int], None]:
@@ -48,9 +49,11 @@ def silent(what: str, total: int | None) -> Callable[[int], None]:
 
 
 @contextmanager
-def open_gateway(settings: Settings) -> Iterator[LabelStudioGateway]:
-    """The gateway to the server that the settings name, closed in the end."""
-    gateway = LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts)
+def open_gateway(
+    settings: Settings, observe: Observe = lambda name, seconds, ok: None
+) -> Iterator[LabelStudioGateway]:
+    """The gateway to the server that the settings name, closed in the end. observe: is told of each call."""
+    gateway = LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts, observe=observe)
     try:
         yield gateway
     finally:
@@ -60,11 +63,26 @@ def open_gateway(settings: Settings) -> Iterator[LabelStudioGateway]:
 @contextmanager
 def open_store(settings: Settings) -> Iterator[Store]:
     """The store that the settings name, closed in the end."""
-    store = Store(settings.store_url)
+    store = Store(settings.store_url, settings.mirror_file)
     try:
         yield store
     finally:
         store.close()
+
+
+@contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """Hold the store's lock for a while. Raises StoreError where a daemon has it."""
+    lock = store.lock()
+    if lock.held():
+        yield
+        return
+    if not lock.acquire():
+        raise StoreError(f"a daemon runs on the store {store.url}; stop it, then run this again")
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass(frozen=True)
@@ -187,7 +205,7 @@ def detect(
     config raise; nothing is stored then.
     """
     connection = connection_of(store)
-    if store.events():
+    if next(store.stream(), None) is not None:
         return load_table(store, settings), []
     segmenter, version = load_segmenter(settings)
     labeling = labeling_of(gateway, connection, settings, segmenter.categories)
@@ -247,7 +265,7 @@ def cluster(
     table = load_table(store, settings)
     labeling = labeling_of(gateway, connection, settings, table.categories)
     strategy = settings.strategy
-    if not store.events():
+    if next(store.stream(), None) is None:
         if getattr(strategy, "rates", "known") == "gold":
             raise SettingsError(
                 'strategy.rates is "gold", but gold questions are asked in simulations only so far; '
@@ -268,11 +286,8 @@ def cluster(
             [parent.fingerprint],
             lambda folder: write_trees(trees, folder),
         )
-        chosen = asdict(settings.strategy)
-        identity = json.dumps([connection.server, connection.project, made.fingerprint, chosen], sort_keys=True)
-        name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-        started = CampaignStarted(name, chosen, parent.fingerprint, made.fingerprint)
-        store.append([started], trees=made.folder.name)
+        with writing(store):
+            store.append([started_by(connection, strategy, made)], trees=made.folder.name)
     trees = load_trees(store, settings)
     tasks = store.source_tasks()
     source = Source(connection.project, labeling, gateway.user().id)
@@ -281,6 +296,14 @@ def cluster(
         gateway, source, tasks, table, trees, version, strategy.least_size, progress("predictions", len(tasks))
     )
     return trees, pushed
+
+
+def started_by(connection: Connection, strategy: Strategy, trees: Artefact) -> CampaignStarted:
+    """The first event of a campaign; its name follows from what it is about."""
+    chosen = asdict(strategy)  # type: ignore[call-overload]
+    identity = json.dumps([connection.server, connection.project, trees.fingerprint, chosen], sort_keys=True)
+    name = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    return CampaignStarted(name, chosen, trees.parents[0], trees.fingerprint)
 
 
 def load_trees(store: Store, settings: Settings) -> list[ClusterTree]:
@@ -295,7 +318,7 @@ def open_campaign(store: Store, settings: Settings) -> Campaign:
     """
     table, trees = load_table(store, settings), load_trees(store, settings)
     campaign = Campaign(table, trees, settings.strategy)
-    for event in store.events():
+    for event in store.stream():
         if isinstance(event, CampaignStarted) and not _same(event.settings, settings.strategy):
             raise SettingsError(
                 f"the campaign began with the strategy {dict(event.settings)}; set it so again, "
@@ -324,6 +347,8 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
         Source(connection.project, labeling, gateway.user().id),
         VerifyProjects(connection.pages, connection.crops),
         settings.write_every,
+        settings.abandoned_minutes * 60,
+        settings.poll_seconds,
     )
 
 

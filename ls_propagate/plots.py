@@ -117,7 +117,8 @@ def _draw_yield(world: World, runs: Sequence[Run], right: NDArray[np.int64], fil
     place = np.arange(len(names))[::-1]
     axes.barh(place, middle, color=COLOURS[0], height=0.7)
     axes.hlines(place, low, high, color=BLACK, linewidth=2)
-    axes.set_yticks(place, [f"{name} ({count:,})" for name, count in zip(names, counts.tolist(), strict=True)])
+    told = [f"{name} ({count:,})" for name, count in zip(names, counts.tolist(), strict=True)]
+    axes.set_yticks(place, told, parse_math=False)  # a category's name is no formula
     axes.set(xlim=(0, 1), xlabel="yield: accepted right masks ÷ right masks there are (their number in brackets)")
     axes.set_title(f"Mean of {len(runs)} campaigns; lines hold 10 to 90 % of them")
     _tidy(axes)

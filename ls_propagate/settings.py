@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
+import sqlalchemy as sa
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 from pydantic_settings import SettingsError as Unparsable
+from sqlalchemy.exc import ArgumentError
 
 from plugin.label_studio.pages import KEYS
 from propagation.calibrated import CalibratedStrategy
@@ -19,7 +23,7 @@ from propagation.strategies import Strategy as AnyStrategy
 from propagation.tree import EXACT_BELOW
 
 FILE = Path("ls-propagate.toml")
-SECRETS = ("label_studio_api_key", "backend_password")
+SECRETS = ("label_studio_api_key", "backend_password", "daemon_password", "webhook_secret")
 
 
 class _Strict(BaseModel):
@@ -94,21 +98,70 @@ Strategy = Annotated[
 ]
 
 
+def store_password(url: str) -> str | None:
+    """The password in a store's SQLAlchemy URL, before its host or in its query; None without one.
+
+    Raises SettingsError, which doesn't show the URL, for one that cannot be read.
+    """
+    try:
+        address = sa.make_url(url)
+    except (ArgumentError, ValueError):
+        raise SettingsError(
+            "setting store: it is no SQLAlchemy URL; write it as dialect+driver://user:password@host/database, "
+            "with a password's special characters percent-encoded"
+        ) from None
+    query = next((value for name, value in address.query.items() if "password" in name.lower()), None)
+    return str(address.password or query or "") or None
+
+
+def _readable(url: SecretStr) -> SecretStr:
+    store_password(url.get_secret_value())
+    return url
+
+
+def _address(setting: str) -> AfterValidator:
+    """An http(s) address without credentials, and without the slash at its end."""
+
+    def checked(url: str) -> str:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise SettingsError(f"setting {setting}: it is no address; write it as http://host:port")
+        if parts.username is not None or parts.query:
+            raise SettingsError(f"setting {setting}: it holds a name, a password or a query; take that out")
+        return url.rstrip("/")
+
+    return AfterValidator(checked)
+
+
 class Settings(BaseSettings):
     """Every setting of the product.
 
-    From the environment: LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY, LS_PROPAGATE_BACKEND_PASSWORD, and any
-    other as LS_PROPAGATE_NAME (nested ones with two underscores). From the TOML file: all but the secrets.
+    From the environment: LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY, LS_PROPAGATE_BACKEND_PASSWORD,
+    LS_PROPAGATE_DAEMON_PASSWORD, LS_PROPAGATE_WEBHOOK_SECRET, and any other as LS_PROPAGATE_NAME (nested ones
+    with two underscores). From the TOML file: all but the secrets.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="LS_PROPAGATE_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+        env_prefix="LS_PROPAGATE_",
+        env_nested_delimiter="__",
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        hide_input_in_errors=True,
     )
 
-    label_studio_url: str = Field(default="http://localhost:8080", validation_alias="LABEL_STUDIO_URL")
+    label_studio_url: Annotated[str, _address("label_studio_url")] = Field(
+        default="http://localhost:8080", validation_alias="LABEL_STUDIO_URL"
+    )
     label_studio_api_key: SecretStr | None = Field(default=None, validation_alias="LABEL_STUDIO_API_KEY")
     data_dir: Path = Path(".ls-propagate")
-    store: str | None = None
+    store: Annotated[SecretStr, AfterValidator(_readable)] | None = None
+    mirror: Path | None = None
     image_hosts: tuple[str, ...] = ()
     segmenter: Annotated[PrecomputedSettings | WatershedSettings, Field(discriminator="name")] | None = None
     labels: dict[str, str] = {}
@@ -116,19 +169,38 @@ class Settings(BaseSettings):
     strategy: Strategy = CalibratedStrategy()
     write_every: Annotated[int, Field(ge=1)] = 20_000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
+    abandoned_minutes: Annotated[float, Field(gt=0)] = 30.0
+    daemon_host: str = "127.0.0.1"
+    daemon_port: Annotated[int, Field(ge=0, le=65535)] = 9091
+    daemon_password: SecretStr | None = None
+    webhook_url: Annotated[str, _address("webhook_url")] | None = None
+    webhook_secret: SecretStr | None = None
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
     backend_host: str = "127.0.0.1"
     backend_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     backend_password: SecretStr | None = None
 
     @property
     def store_url(self) -> str:
-        """The store's SQLAlchemy URL."""
-        return self.store or f"sqlite:///{self.data_dir / 'store.sqlite'}"
+        """The store's SQLAlchemy URL, its password included."""
+        return self.store.get_secret_value() if self.store else f"sqlite:///{self.data_dir / 'store.sqlite'}"
+
+    @property
+    def mirror_file(self) -> Path:
+        """The file that the event log is mirrored to."""
+        return self.mirror or self.data_dir / "events.jsonl"
 
     @property
     def artefacts(self) -> Path:
         """The folder of mask tables and trees."""
         return self.data_dir / "artefacts"
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must never be shown."""
+        held = (getattr(self, name) for name in SECRETS)
+        return *(secret.get_secret_value() for secret in held if secret), *_passwords(self.store_url)
 
     @property
     def token(self) -> str:
@@ -139,6 +211,21 @@ class Settings(BaseSettings):
                 "the environment variable LABEL_STUDIO_API_KEY to it"
             )
         return self.label_studio_api_key.get_secret_value()
+
+
+def secrets_outside() -> tuple[str, ...]:
+    """The secrets in the environment, whether or not the settings can be loaded."""
+    given = {name.lower().removeprefix("ls_propagate_"): value for name, value in os.environ.items()}
+    return *(given[name] for name in SECRETS if given.get(name)), *_passwords(given.get("store", ""))
+
+
+def _passwords(store_url: str) -> tuple[str, ...]:
+    """The password in a store's URL; all of a URL that cannot be read."""
+    try:
+        password = store_password(store_url) if store_url else None
+    except SettingsError:
+        return (store_url,)
+    return (password,) if password else ()
 
 
 def load_settings(file: Path | None = None, **given: Any) -> Settings:
@@ -153,9 +240,16 @@ def load_settings(file: Path | None = None, **given: Any) -> Settings:
         content = tomllib.loads(path.read_text()) if path.is_file() else {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML ({error}); correct it") from error
+    except OSError as error:
+        raise SettingsError(f"{path} cannot be read ({error.strerror}); let this account read it") from error
     for name in content:
-        if name.lower() in SECRETS:
+        if name.lower().removeprefix("ls_propagate_") in SECRETS:
             raise SettingsError(f"{path} holds the secret {name}; take it out and set it in the environment")
+    store = content.get("store")
+    if isinstance(store, str) and _passwords(store) not in ((), (store,)):
+        raise SettingsError(
+            f"{path} holds the store's password; take store out and set LS_PROPAGATE_STORE in the environment"
+        )
 
     class FromFile(Settings):
         @classmethod
@@ -175,9 +269,10 @@ def load_settings(file: Path | None = None, **given: Any) -> Settings:
     except SettingsError as error:
         raise SettingsError(f"{error}; {where}") from error
     except Unparsable as error:
-        raise SettingsError(f"{error}; lists and tables are written as JSON in the environment") from error
+        raise SettingsError(f"{error}; lists and tables are written as JSON in the environment") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         # a strategy's name stands in the place as well
         name = ".".join(str(part) for part in first["loc"] if part not in STRATEGIES)
-        raise SettingsError(f"setting {name}: {first['msg']}; {where}") from error
+        # the cause would show what was given
+        raise SettingsError(f"setting {name}: {first['msg']}; {where}") from None

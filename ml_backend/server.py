@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any, TypeGuard
 
 import numpy as np
-from flask import Flask, Response, jsonify, request
+from flask import Flask, Response, jsonify
 from numpy.typing import NDArray
 
 from ml_backend.segmenters.base import Image, Segmenter
-from plugin.label_studio.images import image_key
+from plugin import web
+from plugin.label_studio import images
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.regions import regions_of
-from propagation.errors import ImageError, PropagateError
-from propagation.masks import check_detections, mask_id
+from propagation.errors import ImageError, PropagateError, ServerError
+from propagation.masks import Detections, check_detections, mask_id
 
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+
+LARGEST = 100 * 2**20  # bytes: Label Studio sends all tasks of a project at once, with their annotations
+IMAGES_AT_ONCE = 16
+LONGEST_ERROR, LONGEST_NAME = 2000, 100  # characters
 
 
 def create_app(
@@ -37,28 +42,16 @@ def create_app(
     differ. password: what Label Studio must send by basic authentication, as any user; None lets
     everyone in.
     """
-    app = Flask(__name__)
-
-    @app.before_request
-    def authenticate() -> Response | None:
-        # Label Studio sends no credentials with events, and nothing is done upon one
-        if password is None or request.path in ("/health", "/webhook"):
-            return None
-        given = _password(request.headers.get("Authorization", ""))
-        # Label Studio sends Latin-1, browsers and curl UTF-8
-        known = {password.encode(), password.encode("latin-1", "xmlcharrefreplace")}
-        if any(hmac.compare_digest(given, one) for one in known):
-            return None
-        return Response(
-            "give the backend's password in Label Studio's settings of this model\n",
-            401,
-            {"WWW-Authenticate": 'Basic realm="ls-propagate"'},
-        )
+    app = Flask(__name__, static_folder=None)
+    # Label Studio sends no credentials with events, and nothing is done upon one
+    web.guard(app, password, {"/health", "/webhook"}, LARGEST)
+    web.describe(app, json.loads(files(__package__).joinpath("openapi.json").read_text("utf-8")))
 
     @app.errorhandler(PropagateError)
     def refuse(error: PropagateError) -> tuple[Response, int]:
-        log.warning("%s", error)
-        return jsonify(error=str(error)), 400
+        said = str(error) if len(str(error)) <= LONGEST_ERROR else f"{str(error)[:LONGEST_ERROR]}…"
+        log.warning("%s", said)
+        return web.refusal(503 if isinstance(error, ServerError) else 400, said)
 
     @app.get("/")
     @app.get("/health")
@@ -75,12 +68,12 @@ def create_app(
 
     @app.post("/predict")
     def predict() -> Response | tuple[Response, int]:
-        body = request.get_json(silent=True)
+        body = web.read_json()
         if not _is_request(body):
-            return jsonify(error="send JSON with tasks (a list) and label_config"), 400
-        labeling = read_labeling(body["label_config"], segmenter.categories, names, str(body.get("project")))
-        images = [_read((task.get("data") or {}).get(labeling.field), read) for task in body["tasks"]]
-        predictions = _predictions(images, segmenter, labeling)
+            return web.refusal(400, "send JSON with tasks (a list) and label_config")
+        labeling = read_labeling(body["label_config"], segmenter.categories, names, _named(body.get("project")))
+        locations = [(task.get("data") or {}).get(labeling.field) for task in body["tasks"]]
+        predictions = _predictions(locations, read, segmenter, labeling)
         return jsonify(results=[{"model_version": model_version, **prediction} for prediction in predictions])
 
     @app.post("/webhook")
@@ -91,31 +84,47 @@ def create_app(
     return app
 
 
-def _predictions(images: Sequence[Image | None], segmenter: Segmenter, labeling: Labeling) -> Iterator[Json]:
-    """A prediction an image, in order; an empty one where there is no image."""
-    readable = [image for image in images if image is not None]
-    found = iter(segmenter.segment(readable) if readable else [])
-    for image in images:
-        if image is None:
-            yield {"score": 0.0, "result": []}
-            continue
-        detections = next(found)
-        check_detections(image.key, detections, segmenter.categories)
-        regions: list[Json] = []
-        for rle, score, number in zip(detections.rles, detections.scores, detections.categories, strict=True):
-            category = segmenter.categories[number]
-            regions += regions_of(mask_id(image.key, category, rle), rle, category, score, {}, labeling)
-        score = float(np.mean(detections.scores)) if len(detections) else 0.0
-        yield {"score": round(score, 4), "result": regions}
+def _predictions(
+    locations: Sequence[Any], read: Callable[[str], NDArray[np.uint8]], segmenter: Segmenter, labeling: Labeling
+) -> Iterator[Json]:
+    """A prediction a task, in order; an empty one where it has no image that can be read."""
+    for batch in _batches(locations, read):
+        readable = [image for image in batch if image is not None]
+        found = iter(segmenter.segment(readable) if readable else [])
+        for image in batch:
+            if image is None:
+                yield {"score": 0.0, "result": []}
+            else:
+                yield _prediction(image.key, next(found), segmenter, labeling)
 
 
-def _password(authorization: str) -> bytes:
-    """The password in a header of basic authentication; empty where it is none."""
-    scheme, _, encoded = authorization.partition(" ")
-    try:
-        return base64.b64decode(encoded).partition(b":")[2] if scheme.lower() == "basic" else b""
-    except ValueError:
-        return b""
+def _batches(locations: Sequence[Any], read: Callable[[str], NDArray[np.uint8]]) -> Iterator[list[Image | None]]:
+    """The images of tasks in order, no more at once than memory takes."""
+    batch: list[Image | None] = []
+    pixels = 0
+    for location in locations:
+        image = _read(location, read)
+        batch.append(image)
+        pixels += 0 if image is None else image.pixels.size // 3
+        if len(batch) == IMAGES_AT_ONCE or pixels >= images.LARGEST:
+            yield batch
+            batch, pixels = [], 0
+    yield batch
+
+
+def _prediction(key: str, detections: Detections, segmenter: Segmenter, labeling: Labeling) -> Json:
+    check_detections(key, detections, segmenter.categories)
+    regions: list[Json] = []
+    for rle, score, number in zip(detections.rles, detections.scores, detections.categories, strict=True):
+        category = segmenter.categories[number]
+        regions += regions_of(mask_id(key, category, rle), rle, category, score, {}, labeling)
+    score = float(np.mean(detections.scores)) if len(detections) else 0.0
+    return {"score": round(score, 4), "result": regions}
+
+
+def _named(project: Any) -> str:
+    """A project as messages name it."""
+    return str(project)[:LONGEST_NAME] if isinstance(project, str | int) else "?"
 
 
 def _is_request(body: Any) -> TypeGuard[Json]:
@@ -133,7 +142,7 @@ def _read(location: Any, read: Callable[[str], NDArray[np.uint8]]) -> Image | No
     if not isinstance(location, str) or not location:
         return None
     try:
-        return Image(image_key(location), read(location))
+        return Image(images.image_key(location), read(location))
     except ImageError as error:
         log.warning("%s", error)
         return None

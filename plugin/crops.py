@@ -82,13 +82,24 @@ def _square(
     part: NDArray[np.uint8], left: int, top: int, length: int, side: int, beyond: int
 ) -> NDArray[np.uint8]:
     """The window's part of an image or a mask as (side, side[, 3]), ``beyond`` where the image ends."""
+    high, wide = part.shape[:2]
     above, before = max(-top, 0), max(-left, 0)
-    below, after = length - above - part.shape[0], length - before - part.shape[1]
+    if length > side:
+        # shrunk before it is made a square: that of a very long image would not fit into the memory
+        above, high = _shrunk(above, high, side / length, side)
+        before, wide = _shrunk(before, wide, side / length, side)
+        part, length = _uint8(cv2.resize(part, (wide, high), interpolation=cv2.INTER_AREA)), side
+    below, after = length - above - high, length - before - wide
     padded = cv2.copyMakeBorder(
         part, above, below, before, after, cv2.BORDER_CONSTANT, value=(beyond, beyond, beyond)
     )
-    how = cv2.INTER_AREA if length > side else cv2.INTER_CUBIC
-    return _uint8(cv2.resize(padded, (side, side), interpolation=how))
+    return _uint8(cv2.resize(padded, (side, side), interpolation=cv2.INTER_CUBIC))
+
+
+def _shrunk(start: int, extent: int, scale: float, side: int) -> tuple[int, int]:
+    """Where a stretch of at least a pixel starts when shrunk, and how long it is, within ``side`` pixels."""
+    begin = min(round(start * scale), side - 1)
+    return begin, max(round((start + extent) * scale) - begin, 1)
 
 
 def _draw_outline(canvas: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:

@@ -7,8 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, xlog1py, xlogy
-from scipy.stats import binom
+from scipy.special import bdtr, betaln, xlog1py, xlogy
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -32,9 +31,8 @@ class Rates:
         if self.miss <= 0 and self.false_alarm <= 0:
             return wrong
         wrong = np.minimum(wrong, sizes + 1)
-        caught = binom.ppf(self.doubt / 4, wrong, 1 - self.miss)
-        alarms = binom.ppf(self.doubt / 4, np.maximum(sizes - wrong, 0), self.false_alarm)
-        return np.maximum(caught + alarms, 0).astype(np.int64)
+        caught = quantile(self.doubt / 4, wrong, 1 - self.miss)
+        return caught + quantile(self.doubt / 4, np.maximum(sizes - wrong, 0), self.false_alarm)
 
     def missed(self, no: int) -> int:
         """How many wrong masks may have been answered yes where ``no`` masks were not; for half of ``doubt``."""
@@ -43,6 +41,19 @@ class Rates:
     def answered_no(self, wrong: Floats) -> Floats:
         """The share of no to be expected where a share ``wrong`` is wrong."""
         return wrong * (1 - self.miss) + (1 - wrong) * self.false_alarm
+
+
+def quantile(chance: float, trials: Ints, rate: float) -> Ints:
+    """The least number of successes that is not exceeded with a chance of at least ``chance``.
+
+    As scipy.stats.binom.ppf above 0, without loading that library.
+    """
+    low, high = np.full_like(trials, -1), trials
+    while (high - low > 1).any():
+        middle = (low + high) // 2
+        enough = bdtr(middle, trials, rate) >= chance
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return high
 
 
 PERFECT = Rates()
@@ -59,9 +70,8 @@ def _missed(rates: Rates, no: int) -> int:
     few, many = no, int(4 * (no + 60) / (1 - rates.miss))
     while many - few > 1:
         middle = (few + many) // 2
-        caught = binom.ppf(rates.doubt / 4, middle, 1 - rates.miss)
-        few, many = (middle, many) if caught <= no else (few, middle)
-    return int(binom.ppf(1 - rates.doubt / 4, few, rates.miss))
+        few, many = (middle, many) if bdtr(no, middle, 1 - rates.miss) >= rates.doubt / 4 else (few, middle)
+    return int(quantile(1 - rates.doubt / 4, np.array(few), rates.miss))
 
 
 @dataclass(frozen=True)

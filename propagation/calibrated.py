@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binom
+from scipy.special import bdtr
 
 from propagation.annotators import PERFECT, Rates
-from propagation.certificate import STRENGTH, Certificate, log_evidence, pack, unpack
+from propagation.certificate import STRENGTH, Certificate, Level, log_evidence, pack, unpack
 from propagation.events import (
     CertificateClosed,
     CertificateOpened,
@@ -23,14 +23,16 @@ from propagation.events import (
     ImageTaken,
     PageAnswered,
     PageIssued,
+    PageReopened,
     PageReturned,
+    ProposalPutOff,
 )
-from propagation.posterior import Posterior, covariates, fit
+from propagation.posterior import Columns, Posterior, covariates, fit
 from propagation.strategies import Choice, Claim, Draw, require
 from propagation.tree import ClusterTree
 
 if TYPE_CHECKING:
-    from propagation.campaign import Campaign
+    from propagation.campaign import Campaign, State
 
 NO, YES = 0, 1
 PRIOR = 60.0  # answers that the posterior's word on a set is worth, where questions are aimed
@@ -119,28 +121,43 @@ class CalibratedStrategy:
 
 @dataclass
 class Attempt:
-    """A certificate on its way: its number, how far it is proven, and whether more is asked for it."""
+    """A certificate on its way: its number, how far it was proven at which steps, whether more is asked for it.
+
+    doubted: an answer was changed, so that what was proven may no longer be. peak: the most that ever was.
+    """
 
     number: int
     certificate: Certificate
-    certified: int = 0
+    steps: list[int] = field(default_factory=list)
     open: bool = True
+    doubted: bool = False
+    peak: int = 0
+
+    @property
+    def certified(self) -> int:
+        """The greatest of the nested sets that is proven; 0 for none."""
+        return self.steps[-1] if self.steps else 0
 
 
 @dataclass
 class Scope:
     """What is promised together: all masks, or those of one category.
 
-    spent: error spent so far; standing: the attempt that what is written rests on; idle_until: the number of
-    verdicts in it from which proposing is tried again, after nothing was worth it.
+    spent: error spent so far, in so many tries; attempts: the latest, and that which what is written rests on;
+    idle_until: the number of verdicts in it from which proposing is tried again, after nothing was worth it.
     """
 
     category: str
     alpha: float
     spent: float = 0.0
+    tries: int = 0
     attempts: list[Attempt] = field(default_factory=list)
-    standing: Attempt | None = None
     idle_until: int = 0
+
+    @property
+    def standing(self) -> Attempt | None:
+        """The attempt that what is written rests on."""
+        return next((attempt for attempt in reversed(self.attempts) if attempt.certified), None)
 
     @property
     def open(self) -> Attempt | None:
@@ -158,9 +175,10 @@ class CalibratedSearch:
         table = campaign.table
         self._asked = 0
         self._masks = int(table.best.sum())
-        self._columns: tuple[NDArray[np.float32], int] | None = None
-        self._learning: NDArray[np.int64] | None = None
+        self._columns: tuple[Columns, int] | None = None
+        self._learning: NDArray[np.int32] | None = None
         self._attempt: dict[int, Attempt] = {}
+        self._left = False  # the latest event was of an image that left; of many in a row, the last one is weighed
         self._posterior: tuple[int, Posterior] | None = None
         names = [tree.category for tree in campaign.trees] if strategy.scope == "category" else [""]
         usable = self._alpha * (1 - (GOLD_ALPHA if strategy.rates == "gold" else 0))
@@ -171,6 +189,8 @@ class CalibratedSearch:
 
     def apply(self, event: Event) -> None:
         """Take an event into account."""
+        if self._left and not isinstance(event, ImageTaken):
+            self._weigh()
         match event:
             case PageIssued():
                 rows = self._campaign.pages[event.page].rows
@@ -178,7 +198,7 @@ class CalibratedSearch:
                 for attempt in self._attempt.values():
                     if attempt.open:
                         attempt.certificate.issue(rows)
-            case PageAnswered() | PageReturned():
+            case PageAnswered() | PageReturned() | PageReopened():
                 self._answered(self._campaign.pages[event.page].rows)
             case ImageTaken():
                 taken = np.flatnonzero(self._campaign.taken[self._campaign.table.image])
@@ -190,21 +210,28 @@ class CalibratedSearch:
                 self._opened(event)
             case Certified():
                 attempt = self._attempt[event.certificate]
-                attempt.certified = event.level
-                for scope in self._scopes.values():
-                    if attempt in scope.attempts:
-                        scope.standing = attempt
+                attempt.steps = [step for step in attempt.steps if step < event.level]
+                attempt.steps += [event.level] if event.level else []
+                attempt.doubted = False
+                attempt.peak = max(attempt.peak, event.level)
             case CertificateClosed():
                 self._attempt[event.certificate].open = False
-        if isinstance(event, PageIssued | PageAnswered | PageReturned | ImageTaken | GoldAnswered):
-            # the greatest evidence is part of the state: it must not depend on when somebody asks for it
-            for attempt in self._attempt.values():
-                attempt.certificate.evidence(self._rates(attempt.certificate.alpha))
+            case ProposalPutOff():
+                self._scopes[event.scope].idle_until = event.until
+        if isinstance(event, PageIssued | PageAnswered | PageReturned | PageReopened | GoldAnswered):
+            self._weigh()
+        self._left = isinstance(event, ImageTaken)
+
+    def _weigh(self) -> None:
+        # the greatest evidence is part of the state: it must not depend on when somebody asks for it
+        for attempt in self._attempt.values():
+            attempt.certificate.evidence(self._rates(attempt.certificate.alpha))
 
     def _answered(self, rows: NDArray[np.int64]) -> None:
         self._posterior = None
         yes = self._campaign.verdict[rows] == YES
         for attempt in self._attempt.values():
+            attempt.doubted |= bool(len(self._campaign.revised))
             attempt.certificate.answer(rows, yes)
             if attempt.certificate.knew(rows):
                 self._count_known(attempt.certificate)
@@ -226,10 +253,13 @@ class CalibratedSearch:
         certificate.remove(taken)
         self._count_known(certificate)
         scope.spent += event.alpha
+        scope.tries += 1
         for earlier in scope.attempts:
             if earlier is not scope.standing:
-                self._attempt.pop(earlier.number, None)
-        scope.attempts.append(Attempt(event.certificate, certificate))
+                del self._attempt[earlier.number]
+        scope.idle_until = 0
+        standing = [scope.standing] if scope.standing else []
+        scope.attempts = [*standing, Attempt(event.certificate, certificate)]
         self._attempt[event.certificate] = scope.attempts[-1]
         for key in [key for key, state in self._campaign.state.items() if state != "accepted"]:
             if event.scope in ("", self._campaign.trees[key[0]].category):
@@ -253,23 +283,33 @@ class CalibratedSearch:
     # what is decided
 
     def decisions(self) -> Iterator[Choice]:
-        """Certify the sets that are proven; accept the clusters that have masks in them."""
-        for scope in self._scopes.values():
-            attempt = scope.open
-            if attempt is None:
-                continue
-            rates = self._rates(attempt.certificate.alpha)
-            level = attempt.certificate.proven(rates)
-            if level > attempt.certified:
-                told = attempt.certificate.level_report(level, rates)
-                yield Certified(attempt.number, level, told.members, told.asked, told.wrong, told.bound)
-                yield from self._accept(attempt.certificate, level)
+        """Certify the sets that are proven, and accept the clusters that have masks in them.
 
-    def _accept(self, certificate: Certificate, level: int) -> Iterator[Decided]:
-        inside = (certificate.levels > 0) & (certificate.levels <= level)
+        What is no longer proven, since an answer was changed, is taken back.
+        """
+        for scope in self._scopes.values():
+            for attempt in scope.attempts:
+                if not (attempt.open or attempt.peak):
+                    continue
+                rates = self._rates(attempt.certificate.alpha)
+                level = attempt.certificate.proven(rates)
+                if not attempt.open:
+                    level = min(level, attempt.peak)
+                if level > attempt.certified or (level < attempt.certified and attempt.doubted):
+                    told = attempt.certificate.level_report(level, rates) if level else Level(0, 0, 0, 0.0)
+                    yield Certified(attempt.number, level, told.members, told.asked, told.wrong, told.bound)
+                    yield from self._follow(scope)
+
+    def _follow(self, scope: Scope) -> Iterator[Decided]:
+        """Accept the proposed clusters with certified masks; propose anew the accepted ones left without."""
+        inside = self._certified(scope)
+        after: dict[State, tuple[bool, Decision]] = {"proposed": (True, "accept"), "accepted": (False, "propose")}
         for (place, node), state in list(self._campaign.state.items()):
-            if state == "proposed" and inside[self._campaign.rows(place, node)].any():
-                yield Decided(self._campaign.cluster(place, node), "accept", *self._campaign.known(place, node))
+            if scope.category not in ("", self._campaign.trees[place].category) or state not in after:
+                continue
+            wanted, decision = after[state]
+            if inside[self._campaign.rows(place, node)].any() == wanted:
+                yield Decided(self._campaign.cluster(place, node), decision, *self._campaign.known(place, node))
 
     # what is asked
 
@@ -342,9 +382,9 @@ class CalibratedSearch:
             raw = np.random.PCG64(np.random.SeedSequence((self._rule.seed,))).random_raw(len(masks))
             # the smallest of exponential times is drawn in proportion to its rate
             times = -np.log((raw.astype(np.float64) + 1) / 2.0**64) / weight
-            self._learning = masks[np.argsort(times, kind="stable")]
+            self._learning = masks[np.argsort(times, kind="stable")].astype(np.int32)
         free = (campaign.verdict[self._learning] == -1) & ~campaign.taken[table.image[self._learning]]
-        yield from self._as_draws(self._learning[np.flatnonzero(free)[:count]])
+        yield from self._as_draws(self._learning[np.flatnonzero(free)[:count]].astype(np.int64))
 
     def _proven(self, attempt: Attempt) -> int:
         return attempt.certificate.proven(self._rates(attempt.certificate.alpha))
@@ -383,25 +423,31 @@ class CalibratedSearch:
         known = self._known(scope)
         if known < scope.idle_until:
             return
-        scope.idle_until = known + LEARN_MORE
-        if len(scope.attempts) >= ATTEMPTS:
-            return
-        levels, wrong = self._sets(scope)
-        expected = self._likely_rates().answered_no(wrong)
-        alpha = (scope.alpha - scope.spent) * self._rule.spend
-        if len(expected):
-            event = CertificateOpened(
-                1 + max(self._attempt, default=0), scope.category, alpha, pack(levels), tuple(expected.tolist())
-            )
-            trial = Certificate(
-                levels, self._campaign.verdict != -1, expected, self._rule.target, alpha, (self._rule.seed, 0)
-            )
-            self._count_known(trial)
-            judged = not trial.sizes().any()
-            if judged or self._reach(trial, 0, self._rates(alpha), left, scope.standing is None)[0]:
-                yield event
+        if scope.tries < ATTEMPTS:
+            levels, wrong = self._sets(scope)
+            expected = self._likely_rates().answered_no(wrong)
+            alpha = (scope.alpha - scope.spent) * self._rule.spend
+            if len(expected) and self._worth(scope, levels, expected, alpha, left):
+                number = 1 + max(self._attempt, default=0)
+                yield CertificateOpened(number, scope.category, alpha, pack(levels), tuple(expected.tolist()))
                 yield from self._decide_clusters(scope, levels)
-                scope.idle_until = 0
+                return
+        yield ProposalPutOff(scope.category, known + LEARN_MORE)
+
+    def _worth(
+        self,
+        scope: Scope,
+        levels: NDArray[np.uint16],
+        expected: NDArray[np.float64],
+        alpha: float,
+        left: float,
+    ) -> bool:
+        """Whether any of these sets is within reach, or needs no question."""
+        known, entropy = self._campaign.verdict != -1, (self._rule.seed, 0)
+        trial = Certificate(levels, known, expected, self._rule.target, alpha, entropy)
+        self._count_known(trial)
+        judged = not trial.sizes().any()
+        return judged or self._reach(trial, 0, self._rates(alpha), left, scope.standing is None)[0] > 0
 
     def _sets(self, scope: Scope) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
         """(n,) the set that each mask enters at, and (k,) the share of wrong masks expected in each, or none."""
@@ -418,12 +464,14 @@ class CalibratedSearch:
         if not rule.perfect:
             judged &= right >= rule.target - 0.1
         fresh &= ~self._held_back(right) | sure
-        rows = np.flatnonzero(fresh)
-        order = rows[np.lexsort((rows, -right[rows], ~sure[rows]))]
+        # of as many numbers as masks, few and short ones at a time: they are the most memory that a campaign takes
+        order = np.flatnonzero(fresh).astype(np.int32)
+        order = order[np.lexsort((-right[order], ~sure[order]))]
         before, known = int(sure.sum()), int(judged.sum())
-        count = np.arange(1, len(order) + 1)
         expected_right = np.cumsum(right[order], dtype=np.float64)
-        good = np.flatnonzero((expected_right + known) / (count + known) >= rule.target + MARGIN)
+        share = expected_right + known
+        share /= np.arange(1 + known, len(order) + 1 + known)
+        good = np.flatnonzero(share >= rule.target + MARGIN)
         top = int(good[-1]) + 1 if len(good) else 0
         if top <= before or top < rule.least_size:
             if rule.perfect and scope.standing is None and known:
@@ -434,7 +482,7 @@ class CalibratedSearch:
         low = max(before, min(int(FIRST_SET * top), top - 1))
         ends = np.unique(np.linspace(low, top, rule.sets + 1).astype(int)[1:])
         ends = ends[ends > 0]
-        levels[order[:top]] = 1 + np.searchsorted(ends, np.arange(top), side="right")
+        levels[order[:top]] = np.repeat(np.arange(1, len(ends) + 1, dtype=np.uint16), np.diff(ends, prepend=0))
         levels[judged] = 1
         return levels, 1 - expected_right[ends - 1] / ends
 
@@ -464,7 +512,7 @@ class CalibratedSearch:
         tells = np.where(none[table.category], asked, likely)
         many = np.bincount(table.category[tells], minlength=len(none))
         yes = np.bincount(table.category[tells & (verdict == YES)], minlength=len(none))
-        return np.asarray((binom.cdf(yes, many, self._rule.target) < HELD_BACK)[table.category])
+        return np.asarray((bdtr(yes, many, self._rule.target) < HELD_BACK)[table.category])
 
     def _decide_clusters(self, scope: Scope, levels: NDArray[np.uint16]) -> Iterator[Decided]:
         """Propose the clusters that have proposed masks, reject those with hardly a right one."""
@@ -512,8 +560,21 @@ class CalibratedSearch:
 
     @property
     def claim(self) -> Claim:
-        """A promise, unless an answer that it rested on was changed since."""
-        return "promise" if all(map(self._holds, self._scopes.values())) else "estimate"
+        """A promise, unless an answer that it rested on was changed since, or the log has lost what was tried."""
+        whole = self._campaign.whole and all(map(self._holds, self._scopes.values()))
+        return "promise" if whole else "estimate"
+
+    def reasons(self) -> NDArray[np.object_]:
+        """The certificate that a mask is written by, and the step of it that proved a set with the mask."""
+        names = np.full(len(self._campaign.table), None, dtype=object)
+        for scope in self._scopes.values():
+            if scope.standing is not None:
+                rows = np.flatnonzero(self._certified(scope))
+                steps = scope.standing.steps
+                at = np.searchsorted(steps, scope.standing.certificate.levels[rows])
+                told = np.array([f"certificate/{scope.standing.number}/{step}" for step in steps], dtype=object)
+                names[rows] = told[at]
+        return names
 
     def estimate(self, category: str | None = None) -> float | None:
         """The share of yes among the random questions in the certified sets, and the masks judged right."""
@@ -540,7 +601,7 @@ class CalibratedSearch:
         of all sets at once.
         """
         held = [s for s in self._scopes.values() if s.standing is not None and category in (None, s.category)]
-        return self._rule.target if held and all(map(self._holds, held)) else None
+        return self._rule.target if held and self._campaign.whole and all(map(self._holds, held)) else None
 
     def share(self, cluster: str) -> float | None:
         """The share that is proven of all that is written with the cluster."""

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from propagation.annotators import Gold
+from propagation.columns import Ids
 from propagation.errors import StoreError
 from propagation.events import (
     CampaignStarted,
@@ -22,11 +24,13 @@ from propagation.events import (
     Decision,
     Event,
     GoldAnswered,
+    HistoryLost,
     ImageTaken,
     MasksWritten,
     PageAnswered,
     PageIssued,
     PagePosted,
+    PageReopened,
     PageReturned,
     Verdict,
     WriteIntended,
@@ -36,6 +40,7 @@ from propagation.strategies import Choice, Claim, Draw, Strategy
 from propagation.tree import ClusterTree, cluster_name
 
 UNASKED, NO, YES, UNSURE = -1, 0, 1, 2
+_NONE = np.empty(0, dtype=np.int32)
 _CODES: dict[Verdict, int] = {"no": NO, "yes": YES, "unsure": UNSURE}
 
 State = Literal["open", "asking", "proposed", "accepted", "rejected", "split"]
@@ -47,26 +52,48 @@ _STATES: dict[Decision, State] = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
+class Asked:
+    """The same questions, on one page or on several in turn: of the answers, the first that is given counts."""
+
+    rows: NDArray[np.int64]
+    pages: list[PageState] = field(default_factory=list)
+    counted: PageState | None = None
+
+    def waiting(self) -> PageState | None:
+        """The page whose answer is awaited, or else the one to be asked again; None where an answer counts."""
+        if self.counted is not None:
+            return None
+        out = [page for page in self.pages if not page.returned]
+        return (out or self.pages)[-1]
+
+
+@dataclass(eq=False)
 class PageState:
-    """A page on its way: what was asked, the task it became, and whether an answer stands."""
+    """A page on its way: what was asked, the task it became, its answer, and whether it came back without one."""
 
     issued: PageIssued
-    rows: NDArray[np.int64]
+    asked: Asked
     task: int | None = None
     answer: PageAnswered | None = None
     returned: bool = False
-    replaced: bool = False
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of the mask table that are asked about, in the page's order."""
+        return self.asked.rows
 
 
 class Campaign:
     """The state of a campaign over a mask table and its trees.
 
+    pages: by name; page_of: by the task that they became.
     verdict: (n,) int8 a mask, -1 unasked, 0 no, 1 yes, 2 unsure. state: of clusters that are or were at
     the front of the search, by (tree, node). evidence: verdicts and yes among them by which a cluster was
-    decided. written: the masks on each source task; intended: the digests of all results meant for it.
-    gold: the answers to questions whose truth is known. leaf: (n,) where a mask stands in the leaf order of its
-    tree. search: the strategy at work.
+    decided. intended: of each source task, the digests of all results meant for it; ours: its annotation, and
+    the task's version, as last written. whole: whether the log tells everything. revised: the rows whose verdict
+    the latest event changed or took back. gold: the answers to questions whose truth is known. leaf: (n,) where
+    a mask stands in the leaf order of its tree. search: the strategy at work.
     """
 
     def __init__(self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy) -> None:
@@ -76,36 +103,46 @@ class Campaign:
         self.name: str | None = None
         self.verdict = np.full(len(table), UNASKED, dtype=np.int8)
         self.pages: dict[str, PageState] = {}
+        self.page_of: dict[int, PageState] = {}
         self.state: dict[tuple[int, int], State] = {}
         self.evidence: dict[str, tuple[int, int]] = {}
-        self.written: dict[int, tuple[str, ...]] = {}
         self.intended: dict[int, set[str]] = {}
+        self.ours: dict[int, tuple[int, str]] = {}
+        self.whole = True
+        self.revised: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.taken = np.zeros(len(table.images), dtype=bool)
         self.gold = Gold()
         self.questions_asked = 0
-        self._waiting: dict[str, PageState] = {}
-        self._returned: dict[str, PageState] = {}
+        self._standing: dict[int, NDArray[np.int32]] = {}
+        self._written = 0
+        self._asked: dict[tuple[str, ...], Asked] = {}
+        self._waiting: dict[tuple[str, ...], Asked] = {}
         self._tree_of = {tree.category: place for place, tree in enumerate(trees)}
-        self._row_of = {mask: row for row, mask in enumerate(table.ids.tolist())}
+        # a dictionary of a million strings would take ten times the memory
+        self._ids = Ids.of(table.ids)
         self._image_of = {image: place for place, image in enumerate(table.images.tolist())}
-        self._score_sums = [np.concatenate([[0.0], np.cumsum(table.score[t.rows], dtype=float)]) for t in trees]
-        self.leaf = np.zeros(len(table), dtype=np.int64)
+        self.leaf = np.zeros(len(table), dtype=np.int32)
         for tree in trees:
-            self.leaf[tree.rows] = np.arange(len(tree))
+            self.leaf[tree.rows] = np.arange(len(tree), dtype=np.int32)
         self.search = strategy.begin(self)
 
     # the fold
 
     def apply(self, event: Event) -> None:
         """Take one event of the log into account."""
+        self.revised = self.revised[:0]
         match event:
             case CampaignStarted():
                 self.name = event.campaign
             case PageIssued():
                 self._issue(event)
             case PagePosted():
-                self._page(event.page).task = event.task
-            case PageAnswered() | PageReturned():
+                page = self._page(event.page)
+                if page.task is not None:
+                    self.page_of.pop(page.task, None)
+                page.task = event.task
+                self.page_of[event.task] = page
+            case PageAnswered() | PageReturned() | PageReopened():
                 self._answer(event)
             case ImageTaken():
                 self.taken[self._image_of[event.image]] = True
@@ -117,34 +154,49 @@ class Campaign:
             case WriteIntended():
                 self.intended.setdefault(event.task, set()).add(event.digest)
             case MasksWritten():
-                self.written[event.task] = event.masks
+                rows = self.rows_of(event.masks).astype(np.int32)
+                self._written += len(rows) - len(self.standing(event.task))
+                self._standing[event.task] = np.sort(rows)
+                self.ours[event.task] = event.annotation, event.version
+            case HistoryLost():
+                self.whole = False
         self.search.apply(event)
 
-    def _issue(self, event: PageIssued) -> None:
-        rows = np.array([self._row_of[mask] for mask in event.questions], dtype=np.int64)
-        if event.attempt > 1:
-            for earlier in self._returned.values():
-                if earlier.issued.questions == event.questions:
-                    earlier.replaced = True
-                    del self._returned[earlier.issued.page], self._waiting[earlier.issued.page]
-                    break
-        page = PageState(event, rows)
-        self.pages[event.page] = self._waiting[event.page] = page
-        self.questions_asked += len(rows)
+    def rows_of(self, masks: Sequence[str]) -> NDArray[np.int64]:
+        """The rows of masks by their ids. Raises StoreError where one is not in the table."""
+        if masks and not len(self.table):
+            raise StoreError("the event log has masks, the mask table has none; the log is of another table")
+        rows = self._ids.find(masks)
+        if (rows < 0).any():
+            unknown = masks[int(np.argmin(rows))]
+            raise StoreError(f"no mask {unknown!r} in the mask table; the event log is of another table")
+        return rows
 
-    def _answer(self, event: PageAnswered | PageReturned) -> None:
+    def _issue(self, event: PageIssued) -> None:
+        asked = self._asked.get(event.questions)
+        if asked is None:
+            asked = self._asked[event.questions] = Asked(self.rows_of(event.questions))
+        page = PageState(event, asked)
+        asked.pages.append(page)
+        self.pages[event.page] = page
+        self._waiting[event.questions] = asked
+        self.questions_asked += len(asked.rows)
+
+    def _answer(self, event: PageAnswered | PageReturned | PageReopened) -> None:
         page = self._page(event.page)
+        asked = page.asked
+        before = self.verdict[asked.rows]
         page.returned = isinstance(event, PageReturned)
-        page.answer = None if isinstance(event, PageReturned) else event
-        if page.replaced:
-            return
-        if isinstance(event, PageReturned):
-            self._returned[event.page] = self._waiting[event.page] = page
-            self.verdict[page.rows] = UNASKED
-        else:
-            self._returned.pop(event.page, None)
-            self._waiting.pop(event.page, None)
-            self.verdict[page.rows] = [_CODES[verdict] for verdict in event.verdicts]
+        page.answer = event if isinstance(event, PageAnswered) else None
+        if asked.counted in (None, page):
+            asked.counted = next((p for p in [page, *asked.pages] if p.answer), None)
+        if asked.counted is None:
+            self._waiting[page.issued.questions] = asked
+            self.verdict[asked.rows] = UNASKED
+        elif asked.counted.answer is not None:
+            self._waiting.pop(page.issued.questions, None)
+            self.verdict[asked.rows] = [_CODES[verdict] for verdict in asked.counted.answer.verdicts]
+        self.revised = asked.rows[(before != UNASKED) & (before != self.verdict[asked.rows])]
 
     def _page(self, name: str) -> PageState:
         if name not in self.pages:
@@ -165,7 +217,7 @@ class Campaign:
         """The name of a cluster."""
         return cluster_name(self.trees[place], node)
 
-    def rows(self, place: int, node: int) -> NDArray[np.int64]:
+    def rows(self, place: int, node: int) -> NDArray[np.int32]:
         """The rows of the mask table in a cluster, in leaf order."""
         tree = self.trees[place]
         return tree.rows[tree.slice(node)]
@@ -174,6 +226,12 @@ class Campaign:
         """How many verdicts are known inside a cluster, and how many of them are yes."""
         verdicts = self.verdict[self.rows(place, node)]
         return int((verdicts != UNASKED).sum()), int((verdicts == YES).sum())
+
+    @cached_property
+    def _score_sums(self) -> list[NDArray[np.float64]]:
+        """Of each tree, (n + 1,) the sum of the mask scores before each place in its leaf order."""
+        scores = [self.table.score[tree.rows] for tree in self.trees]
+        return [np.concatenate([[0.0], np.cumsum(score, dtype=float)]) for score in scores]
 
     def mean_score(self, place: int, node: int) -> float:
         """The mean mask score of a cluster."""
@@ -191,8 +249,23 @@ class Campaign:
 
     @property
     def waiting_pages(self) -> list[PageState]:
-        """The pages that have no answer yet."""
-        return list(self._waiting.values())
+        """The pages whose answer is awaited, and those that came back and are to be asked again."""
+        return [page for asked in self._waiting.values() if (page := asked.waiting())]
+
+    @property
+    def written(self) -> int:
+        """How many masks stand in Label Studio."""
+        return self._written
+
+    def standing(self, task: int) -> NDArray[np.int32]:
+        """The rows of the masks on a source task's annotation, as last written; ascending."""
+        return self._standing.get(task, _NONE)
+
+    def reasons(self) -> NDArray[np.object_]:
+        """(n,) the name of the decision by which an accepted mask is written, or None."""
+        names = self.search.reasons()
+        names[~self.accepted()] = None
+        return names
 
     @property
     def claim(self) -> Claim:
@@ -220,7 +293,7 @@ class Campaign:
             inside[self.rows(place, node)] = True
         return inside
 
-    def free(self, place: int, node: int) -> NDArray[np.int64]:
+    def free(self, place: int, node: int) -> NDArray[np.int32]:
         """The rows of a cluster that can be asked: without a verdict, on images that nobody has annotated."""
         rows = self.rows(place, node)
         return rows[(self.verdict[rows] == UNASKED) & ~self.taken[self.table.image[rows]]]
@@ -239,7 +312,7 @@ class Campaign:
         Nothing while a page still waits for its answer; first of all, pages that came back are asked
         again. The order of answers within a round changes nothing.
         """
-        again = [page.issued for page in self._returned.values()]
+        again = [page.asked.pages[-1].issued for page in self.waiting_pages if page.returned]
         for earlier in again:
             yield self._new_page(earlier.attempt + 1, earlier.category, earlier.questions, earlier.clusters)
         if again or self._waiting:
@@ -270,6 +343,11 @@ class Campaign:
     def _new_page(
         self, attempt: int, category: str, questions: tuple[str, ...], clusters: tuple[str, ...]
     ) -> PageIssued:
-        parts = "\0".join([self.name or "", str(attempt), *questions])
-        name = hashlib.blake2b(parts.encode(), digest_size=10).hexdigest()
+        name = page_name(self.name or "", attempt, questions)
         return PageIssued(name, attempt, category, questions, clusters)
+
+
+def page_name(campaign: str, attempt: int, questions: Sequence[str]) -> str:
+    """20 hex digits made of a campaign, an attempt and the questions, and of nothing else."""
+    parts = "\0".join([campaign, str(attempt), *questions])
+    return hashlib.blake2b(parts.encode(), digest_size=10).hexdigest()

@@ -105,18 +105,18 @@ class Certificate:
         self.target = target
         self.alpha = alpha
         self.expected = expected
-        fresh = np.flatnonzero((levels > 0) & ~known)
+        fresh = np.flatnonzero((levels > 0) & ~known).astype(np.int32)
         # raw bits of a bit generator stay the same in every version of numpy
-        drawn = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(len(fresh))
-        order = np.argsort(drawn, kind="stable")
-        self._queues = [fresh[order[levels[fresh[order]] == j]] for j in range(1, self.count + 1)]
-        self._place = np.full(len(levels), -1, dtype=np.int64)
-        self._place[fresh[order]] = np.arange(len(fresh))
-        self._known: Ints = np.flatnonzero((levels > 0) & known)
+        bits = np.random.PCG64(np.random.SeedSequence(entropy))
+        fresh = fresh[np.argsort(bits.random_raw(len(fresh)), kind="stable")]
+        # 32 bits where there is a number a mask: certificates of a million masks are most of what a campaign holds
+        self._place = np.full(len(levels), -1, dtype=np.int32)
+        self._place[fresh] = np.arange(len(fresh), dtype=np.int32)
+        enters = levels[fresh]
+        ends = np.cumsum(np.bincount(enters, minlength=self.count + 1)[1:])
+        self._queues = np.split(fresh[np.argsort(enters, kind="stable")], ends)[: self.count]
         self._places = [self._place[queue] for queue in self._queues]
-        self._index = np.zeros(len(levels), dtype=np.int64)
-        for queue in self._queues:
-            self._index[queue] = np.arange(len(queue))
+        self._known: Ints = np.flatnonzero((levels > 0) & known)
         self._heads = np.zeros(self.count, dtype=np.int64)
         self._sizes: Ints = np.array([len(queue) for queue in self._queues], dtype=np.int64)
         self._removed = np.zeros(len(levels), dtype=bool)
@@ -132,6 +132,7 @@ class Certificate:
         self._right_before: Ints = np.zeros(self.count, dtype=np.int64)
         self._wrong_before: Ints = np.zeros(self.count, dtype=np.int64)
         self._best: Floats = np.zeros(self.count)
+        self._stale = False
 
     # what happens to it
 
@@ -154,7 +155,8 @@ class Certificate:
                 head += 1
             self._heads[j] = head
             here = rows[self.levels[rows] == j + 1]
-            first = min(int(self._index[here].min()), len(self._sums[j][0]) - 1, head)
+            changed_first = int(np.searchsorted(self._places[j], self._place[here].min()))
+            first = min(changed_first, len(self._sums[j][0]) - 1, head)
             changed = queue[first:head]
             wrong = self._wrong[changed]
             counts = self._issued[changed] & (~self._removed[changed] | wrong)
@@ -170,7 +172,7 @@ class Certificate:
         if not len(rows):
             return
         if (self._answered[rows] & (self._wrong[rows] == yes)).any():
-            self._best[:] = 0  # what was proven with the earlier answer has to be proven again
+            self._stale = True  # what was proven with the earlier answer has to be proven again
         self._answered[rows] = True
         self._wrong[rows] = ~yes
         self._recount(rows)
@@ -178,7 +180,10 @@ class Certificate:
     def count_known(self, yes: NDArray[np.bool_], no: NDArray[np.bool_]) -> None:
         """Count the members with a verdict from before: (n,) now judged right; (n,) now judged wrong."""
         rows = self._known[~self._removed[self._known]]
-        self._best[:] = 0
+        if self._asked:
+            self._stale = True
+        else:
+            self._best[:] = 0
         level = self.levels[rows].astype(np.int64) - 1
         right = np.bincount(level[yes[rows]], minlength=self.count)
         doubtful = np.bincount(level[~yes[rows] & ~no[rows]], minlength=self.count)
@@ -207,7 +212,7 @@ class Certificate:
         self._removed[rows] = True
         self._any_removed = True
         self._sizes -= np.bincount(self.levels[fresh].astype(np.int64) - 1, minlength=self.count)
-        self._best[:] = 0
+        self._stale = True
         self._recount(fresh)
 
     # what it says
@@ -220,11 +225,10 @@ class Certificate:
             # seldom was anything past the head asked out of order, or taken out
             few = self._open(rows[: count + 64])
             ahead.append((few if len(few) >= count else self._open(rows))[:count])
-        rows = np.concatenate(ahead) if ahead else np.empty(0, dtype=np.int64)
-        order: Ints = rows[np.argsort(self._place[rows], kind="stable")[:count]]
-        return order
+        found: Ints = np.concatenate([np.empty(0, dtype=np.int64), *ahead])
+        return found[np.argsort(self._place[found], kind="stable")[:count]]
 
-    def _open(self, rows: Ints) -> Ints:
+    def _open(self, rows: NDArray[np.int32]) -> NDArray[np.int32]:
         """Those that can still be asked."""
         return rows[~self._removed[rows] & ~self._issued[rows]]
 
@@ -244,19 +248,35 @@ class Certificate:
         """(k,) the members judged right before."""
         return self._right_before
 
-    def counts(self) -> tuple[Ints, Ints]:
-        """(k,) how many of each set were asked in the random order without a gap, and not answered yes."""
+    def _until(self) -> Ints:
+        """(k,) the place in the random order up to which each set was asked without a gap."""
         ends = [
             places[head] if head < len(places) else len(self._place)
             for places, head in zip(self._places, self._heads.tolist(), strict=True)
         ]
-        until = np.minimum.accumulate(np.array(ends))
+        return np.minimum.accumulate(np.array(ends, dtype=np.int64))
+
+    def counts(self) -> tuple[Ints, Ints]:
+        """(k,) how many of each set were asked in the random order without a gap, and not answered yes."""
+        until = self._until()
         asked, wrong = np.zeros((2, self.count), dtype=np.int64)
         for j, (places, sums) in enumerate(zip(self._places, self._sums, strict=True)):
             reached = np.searchsorted(places[: len(sums[0]) - 1], until[j:])
             asked[j:] += sums[0][reached]
             wrong[j:] += sums[1][reached]
         return asked, wrong
+
+    def _along(self, rates: Rates) -> Floats:
+        """(k,) the greatest log evidence at any question of the random order, by the answers as they are now."""
+        rows = np.array(self._asked, dtype=np.int64)
+        rows = rows[~self._removed[rows] | self._wrong[rows]]
+        rows = rows[np.argsort(self._place[rows], kind="stable")]
+        member = self.levels[rows, None] <= np.arange(1, self.count + 1)
+        inside = member & (self._place[rows, None] < self._until())
+        asked: Ints = np.cumsum(inside, axis=0, dtype=np.int64)
+        wrong: Ints = np.cumsum(inside & self._wrong[rows, None], axis=0, dtype=np.int64)
+        seen = log_evidence(self.sizes(), asked, wrong, self.bad_from(rates), self.expected)
+        return np.asarray(np.max(seen, axis=0, initial=0.0))
 
     def rings(self) -> tuple[Ints, Ints]:
         """(k,) how many were asked of what each set adds to the one within it, and not answered yes."""
@@ -283,7 +303,12 @@ class Certificate:
         return rates.least_no(least_wrong, sizes)
 
     def evidence(self, rates: Rates = PERFECT) -> Floats:
-        """(k,) the greatest log evidence so far that each set has a share q of right masks."""
+        """(k,) the greatest log evidence so far that each set has a share q of right masks.
+
+        Where answers were changed, or masks left, it is that of the random order as it reads now.
+        """
+        if self._stale:
+            self._best, self._stale = self._along(rates), False
         asked, wrong = self.counts()
         now = log_evidence(self.sizes(), asked, wrong, self.bad_from(rates), self.expected)
         self._best = np.maximum(self._best, now)

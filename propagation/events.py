@@ -67,7 +67,19 @@ class PageAnswered:
 
 @dataclass(frozen=True)
 class PageReturned:
-    """A page came back without an answer: skipped, or its answer was deleted."""
+    """A page came back without an answer: skipped, unusable, abandoned, or its task was deleted.
+
+    It is asked again, as a new page. annotation: the one that was cancelled, or 0; version: its time, or why.
+    """
+
+    page: str
+    annotation: int
+    version: str
+
+
+@dataclass(frozen=True)
+class PageReopened:
+    """The answer of a page was deleted: Label Studio offers its task again, and the page waits anew."""
 
     page: str
     annotation: int
@@ -86,7 +98,7 @@ class Decided:
     """A cluster is proposed, accepted, rejected or split.
 
     asked, right: the verdicts known inside the cluster when it was decided; 0 asked where the strategy
-    split it without asking.
+    split it without asking. A later decision on the same cluster, upon changed answers, replaces it.
     """
 
     cluster: str
@@ -115,6 +127,8 @@ class CertificateOpened:
 class Certified:
     """The first ``level`` of a certificate's sets are proven: they may be written.
 
+    Fewer than before where answers were changed: what is no longer proven is taken back.
+
     members: masks in the set; asked, wrong: the random questions in it, and those not answered yes; bound:
     the share of right masks that they prove of this set taken by itself.
     """
@@ -132,6 +146,19 @@ class CertificateClosed:
     """No more questions for a certificate: its next set is out of reach."""
 
     certificate: int
+
+
+@dataclass(frozen=True)
+class ProposalPutOff:
+    """Nothing of a scope is worth proposing before it has so many verdicts."""
+
+    scope: str
+    until: int
+
+
+@dataclass(frozen=True)
+class HistoryLost:
+    """The log was made again from what Label Studio holds: decisions, and the error they spent, are unknown."""
 
 
 @dataclass(frozen=True)
@@ -161,12 +188,17 @@ class WriteIntended:
 
 @dataclass(frozen=True)
 class MasksWritten:
-    """The annotation of one source task now holds these masks."""
+    """The annotation of one source task now holds these masks.
+
+    annotation: its number, 0 where it was not told; version: the task's ``updated_at`` right after, "" where
+    somebody else may have changed it too.
+    """
 
     image: str
     task: int
     annotation: int
     masks: tuple[str, ...]
+    version: str = ""
 
 
 Event = (
@@ -175,11 +207,14 @@ Event = (
     | PagePosted
     | PageAnswered
     | PageReturned
+    | PageReopened
     | ImageTaken
     | Decided
     | CertificateOpened
     | Certified
     | CertificateClosed
+    | ProposalPutOff
+    | HistoryLost
     | GoldAnswered
     | WriteIntended
     | MasksWritten

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.random_projection import GaussianRandomProjection
 
+from propagation.columns import forget
 from propagation.errors import SettingsError
 from propagation.masks import MaskTable
 from propagation.rle import decode_window
@@ -21,13 +20,9 @@ RANDOM_COLUMNS = 16
 WIDEST = 64
 FITTED_ON = 50_000  # rows that a reduction is learned from
 ROWS_AT_ONCE = 8192
+VALUES_AT_ONCE = 2**21
 
 Reduce = Literal["pca", "projection"]
-
-_REDUCERS: Mapping[Reduce, Callable[[int, int], Any]] = {
-    "pca": lambda width, seed: PCA(width, svd_solver="randomized", random_state=seed),
-    "projection": lambda width, seed: GaussianRandomProjection(width, random_state=seed),
-}
 
 SETS: Mapping[str, Mapping[str, float]] = {
     name: dict.fromkeys(blocks, 1.0)
@@ -183,33 +178,77 @@ def _fill(
     part: NDArray[np.float32], block: NDArray[Any], rows: NDArray[np.int64], seed: int, reduce: Reduce
 ) -> None:
     """Write the scaled and, where ``part`` is narrower, reduced rows of a block into ``part``."""
-    mean, spread = _moments(block, rows)
-    # a constant column, up to rounding, adds nothing
-    spread[spread <= np.maximum(1e-6, 1e-7 * np.abs(mean))] = np.inf
+    mean, spread = _scale(block, rows)
     if part.shape[1] == block.shape[1]:
         for at, values in _pieces(block, rows):
             part[at] = (values - mean) / spread
         return
-    sample = rows
-    if len(rows) > FITTED_ON:
-        sample = rows[np.sort(np.random.default_rng(seed).choice(len(rows), FITTED_ON, replace=False))]
+    sample = _sample(rows, seed)
     known = np.empty((len(sample), block.shape[1]), dtype=np.float32)
     for at, values in _pieces(block, sample):
         known[at] = (values - mean) / spread
     if not known.any():
         part[:] = 0
         return
-    reducer = _REDUCERS[reduce](WIDEST, seed).fit(known)
+    reducer = _reducer(reduce, seed).fit(known)
     for at, values in _pieces(block, rows):
         part[at] = reducer.transform(((values - mean) / spread).astype(np.float32))
     part /= np.float32(np.sqrt(np.mean(_moments(part, np.arange(len(part)))[1] ** 2)))
 
 
+def _reducer(reduce: Reduce, seed: int) -> Any:
+    from sklearn.decomposition import PCA  # slow to load, and large
+    from sklearn.random_projection import GaussianRandomProjection
+
+    if reduce == "pca":
+        return PCA(WIDEST, svd_solver="randomized", random_state=seed)
+    return GaussianRandomProjection(WIDEST, random_state=seed)
+
+
+def leading(block: NDArray[Any], count: int, seed: int = 0) -> NDArray[np.float32]:
+    """(n, at most count) the first columns of what ``matrix`` makes of a block, but for their common scale.
+
+    They take no more memory than their own, however wide the block is.
+    """
+    rows = np.arange(len(block))
+    mean, spread = _scale(block, rows)
+    axes = np.eye(block.shape[1])
+    if min(block.shape) > WIDEST:
+        squares = np.zeros_like(axes)
+        for _, values in _pieces(block, _sample(rows, seed)):
+            values = (values - mean) / spread
+            squares += values.T @ values
+        axes = np.linalg.eigh(squares)[1][:, ::-1]
+        axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(axes))])
+    axes = axes[:, :count]
+    found = np.empty((len(block), axes.shape[1]), dtype=np.float32)
+    for at, values in _pieces(block, rows):
+        found[at] = (values - mean) / spread @ axes
+    return found
+
+
+def _scale(block: NDArray[Any], rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What is taken from each column, and what it is then divided by."""
+    mean, spread = _moments(block, rows)
+    # a constant column, up to rounding, adds nothing
+    spread[spread <= np.maximum(1e-6, 1e-7 * np.abs(mean))] = np.inf
+    return mean, spread
+
+
+def _sample(rows: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """The rows that a reduction is learned from."""
+    if len(rows) <= FITTED_ON:
+        return rows
+    return rows[np.sort(np.random.default_rng(seed).choice(len(rows), FITTED_ON, replace=False))]
+
+
 def _pieces(block: NDArray[Any], rows: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
     """Some rows of a block, a few thousand at a time, and where they lie in ``rows``."""
-    for begin in range(0, len(rows), ROWS_AT_ONCE):
-        at = slice(begin, begin + ROWS_AT_ONCE)
+    step = min(ROWS_AT_ONCE, max(1, VALUES_AT_ONCE // max(block.shape[1], 1)))
+    for begin in range(0, len(rows), step):
+        at = slice(begin, begin + step)
         yield at, np.asarray(block[rows[at]], dtype=np.float64)
+        forget(block)
 
 
 def _moments(block: NDArray[Any], rows: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

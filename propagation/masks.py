@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
+from propagation.columns import Ids, Runs
 from propagation.errors import MaskError
 from propagation.rle import Rle
 
 COMPETE_IOU = 0.8
+NAMES = "names.json"
+EARLIER = "masks.parquet"
+NUMBERS = ("image", "category", "score", "box", "area", "size", "best")
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class MaskTable:
     categories: category names; category: (n,) int32 rows of ``categories``.
     score: (n,) float32; box: (n, 4) float32 x, y, width, height in pixels; area: (n,) int32 in pixels;
     size: (n, 2) int32, height and width of the image.
-    counts: (n,) objects, the compressed runs.
+    counts: (n,) the compressed runs, as bytes.
     best: (n,) bool, False where a better mask of the same image covers the same object.
     features: blocks by name, each (n, d).
     model_version: the version of the model that found the masks.
     """
 
-    ids: NDArray[np.str_]
+    ids: NDArray[np.str_] | Ids
     images: NDArray[np.str_]
     image: NDArray[np.int32]
     categories: tuple[str, ...]
@@ -67,7 +69,7 @@ class MaskTable:
     box: NDArray[np.float32]
     area: NDArray[np.int32]
     size: NDArray[np.int32]
-    counts: NDArray[np.object_]
+    counts: NDArray[np.object_] | Runs
     best: NDArray[np.bool_]
     model_version: str
     features: Mapping[str, NDArray[np.floating[Any]]] = field(default_factory=dict)
@@ -77,7 +79,8 @@ class MaskTable:
 
     def rle(self, row: int) -> Rle:
         """The run-length encoding of one mask."""
-        return {"size": self.size[row].tolist(), "counts": self.counts[row]}
+        counts: bytes = self.counts[row]
+        return {"size": self.size[row].tolist(), "counts": counts}
 
     def rles(self, rows: Iterable[int]) -> list[Rle]:
         """The run-length encodings of some masks."""
@@ -159,8 +162,6 @@ def build_table(
     )
     by_score = np.lexsort((np.arange(len(ids)), -score))
     rows = np.sort(by_score[np.unique(ids[by_score], return_index=True)[1]])
-    counts = np.empty(len(rles), dtype=object)
-    counts[:] = [rle["counts"] for rle in rles]
     features: dict[str, NDArray[np.floating[Any]]] = {}
     if widths.keys() - {None}:
         deep = np.concatenate([d.features for d in found if d.features is not None and len(d)])
@@ -175,7 +176,7 @@ def build_table(
         box=(coco.toBbox(rles) if rles else np.empty((0, 4)))[rows].astype(np.float32),
         area=np.array([coco.area(rle) for rle in rles], dtype=np.int32)[rows],
         size=np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2)[rows],
-        counts=counts[rows],
+        counts=Runs.of(rles[row]["counts"] for row in rows),
         best=np.ones(len(rows), dtype=bool),
         model_version=model_version,
         features=features,
@@ -205,58 +206,88 @@ def compete(table: MaskTable, iou: float = COMPETE_IOU) -> NDArray[np.bool_]:
 
 
 def write_table(table: MaskTable, folder: Path) -> None:
-    """Write ``masks.parquet``, and each feature block as an ``.npy`` that can be memory-mapped."""
-    columns = {
-        "mask_id": pa.array(table.ids),
-        "image": pa.DictionaryArray.from_arrays(pa.array(table.image), pa.array(table.images)),
-        "category": pa.DictionaryArray.from_arrays(
-            pa.array(table.category), pa.array(table.categories, type=pa.string())
-        ),
-        "score": pa.array(table.score),
-        "box": pa.FixedSizeListArray.from_arrays(pa.array(table.box.ravel()), 4),
-        "area": pa.array(table.area),
-        "size": pa.FixedSizeListArray.from_arrays(pa.array(table.size.ravel()), 2),
-        "counts": pa.array(table.counts, type=pa.binary()),
-        "best": pa.array(table.best),
-        "model_version": pa.array([table.model_version] * len(table)).dictionary_encode(),
+    """Write ``names.json``, and each column as an ``.npy`` that can be memory-mapped."""
+    ids, runs = Ids.of(table.ids), Runs.of(table.counts)
+    columns: dict[str, NDArray[Any]] = {
+        "ids": ids.ordered,
+        "ids-rows": ids.rows,
+        "runs": runs.text,
+        "runs-ends": runs.ends,
+        **{name: getattr(table, name) for name in NUMBERS},
+        **{f"features-{name}": block for name, block in table.features.items()},
     }
-    names = json.dumps({"categories": table.categories, "model_version": table.model_version})
-    images = pa.table({"image": pa.array(table.images)}).replace_schema_metadata({"names": names})
-    pq.write_table(pa.table(columns), folder / "masks.parquet", compression="zstd")
-    pq.write_table(images, folder / "images.parquet", compression="zstd")
-    for name, block in table.features.items():
-        np.save(folder / f"features-{name}.npy", block)
+    for name, column in columns.items():
+        np.save(folder / f"{name}.npy", column)
+    names = {name: list(getattr(table, name)) for name in ("images", "categories")}
+    (folder / NAMES).write_text(json.dumps({**names, "model_version": table.model_version}))
 
 
 def read_table(folder: Path) -> MaskTable:
-    """Read what ``write_table`` wrote; features are memory-mapped."""
-    columns = pq.read_table(folder / "masks.parquet").combine_chunks()
+    """Read what ``write_table`` wrote, or an earlier version of it; what is an ``.npy`` stays on disk."""
+    features = {
+        path.stem.removeprefix("features-"): np.load(path, mmap_mode="r")
+        for path in sorted(folder.glob("features-*.npy"))
+    }
+    if (folder / EARLIER).exists():
+        return replace(_read_parquet(folder), features=features)
+
+    def column(name: str) -> NDArray[Any]:
+        return np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r"))
+
+    names = json.loads((folder / NAMES).read_text())
+    return MaskTable(
+        ids=Ids(column("ids"), column("ids-rows")),
+        images=np.array(names["images"], dtype=np.str_),
+        categories=tuple(names["categories"]),
+        counts=Runs(column("runs"), column("runs-ends")),
+        model_version=names["model_version"],
+        features=features,
+        **{name: column(name) for name in NUMBERS},
+    )
+
+
+def _read_parquet(folder: Path) -> MaskTable:
+    """A table of the first version, which had a Parquet file of all columns but the features."""
+    import pyarrow as pa  # not needed otherwise
+    import pyarrow.parquet as pq
+
     images = pq.read_table(folder / "images.parquet")
     names = json.loads(images.schema.metadata[b"names"])
+    keys = images["image"].to_pylist()
 
-    def flat(name: str) -> NDArray[Any]:
-        column = columns[name].combine_chunks()
-        values = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
-        return np.asarray(values.to_numpy(zero_copy_only=False))
+    def column(name: str) -> Any:
+        return pq.read_table(folder / EARLIER, columns=[name])[name].unify_dictionaries().combine_chunks()
 
-    def codes(name: str) -> NDArray[Any]:
-        return np.asarray(columns[name].combine_chunks().indices.to_numpy(), dtype=np.int32)
+    def numbers(name: str) -> NDArray[Any]:
+        read = column(name)
+        values = read.flatten() if pa.types.is_fixed_size_list(read.type) else read
+        return np.array(values.to_numpy(zero_copy_only=False))
 
-    return MaskTable(
-        ids=flat("mask_id").astype("U20"),
-        images=np.array(images["image"].to_pylist(), dtype=np.str_),
-        image=codes("image"),
+    def codes(name: str, places: Sequence[str]) -> NDArray[np.int32]:
+        read = column(name)
+        place_of = {text: place for place, text in enumerate(places)}
+        known = np.array([place_of[text] for text in read.dictionary.to_pylist()], dtype=np.int32)
+        return known[read.indices.to_numpy()]
+
+    def runs() -> Runs:
+        read = column("counts").cast(pa.large_binary())
+        _, ends, text = (np.frombuffer(buffer or b"", np.uint8) for buffer in read.buffers())
+        return Runs(text.copy(), ends.view(np.int64)[: len(read) + 1].copy())
+
+    ids = column("mask_id").cast(pa.binary()).cast(pa.binary(20)).buffers()[1]
+    table = MaskTable(
+        ids=Ids.of(np.frombuffer(ids, dtype="S20")),
+        images=np.array(keys, dtype=np.str_),
+        image=codes("image", keys),
         categories=tuple(names["categories"]),
-        category=codes("category"),
-        score=flat("score"),
-        box=flat("box").reshape(-1, 4),
-        area=flat("area"),
-        size=flat("size").reshape(-1, 2),
-        counts=flat("counts"),
-        best=flat("best").astype(bool),
+        category=codes("category", names["categories"]),
+        score=numbers("score"),
+        box=numbers("box").reshape(-1, 4),
+        area=numbers("area"),
+        size=numbers("size").reshape(-1, 2),
+        counts=runs(),
+        best=numbers("best").astype(bool),
         model_version=names["model_version"],
-        features={
-            path.stem.removeprefix("features-"): np.load(path, mmap_mode="r")
-            for path in sorted(folder.glob("features-*.npy"))
-        },
     )
+    pa.default_memory_pool().release_unused()
+    return table

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from propagation.events import Decided, Decision, Event, PageAnswered, PageIssued
+from propagation.events import Decided, Decision, Event, PageAnswered, PageIssued, PageReopened, PageReturned
 from propagation.strategies import Claim, Draw, require
 
 if TYPE_CHECKING:
@@ -92,6 +92,11 @@ class PaperSearch:
         self._depth: dict[Key, int] = {}
         # clusters that a verdict may decide: those asked, and those that were born with verdicts
         self._undecided: set[Key] = set()
+        # the verdicts that each decision rests on, and the decisions for which one of them has changed
+        self._basis: dict[Key, NDArray[np.int64]] = {}
+        self._rests = np.zeros(len(campaign.table), dtype=bool)
+        self._doubted: set[Key] = set()
+        self._split: set[Key] = set()
         for place, tree in enumerate(campaign.trees):
             self._open((place, tree.root), 0)
 
@@ -114,31 +119,94 @@ class PaperSearch:
         }[self._rule.search]
 
     def apply(self, event: Event) -> None:
-        """Follow splits; note which clusters a verdict may decide."""
+        """Follow splits; note which clusters a verdict may decide, and which decisions rest on a changed one."""
         match event:
-            case Decided(decision="split"):
-                place, node = self._campaign.find(event.cluster)
-                self._undecided.discard((place, node))
-                for half in self._campaign.trees[place].halves(node):
-                    self._open((place, half), self._depth.get((place, node), 0) + 1)
             case Decided():
-                self._undecided.discard(self._campaign.find(event.cluster))
+                self._decided(event)
             case PageIssued():
-                for key in map(self._campaign.find, event.clusters):
-                    # asked again after its split, a cluster's verdicts count for its halves
-                    if self._campaign.state.get(key) != "split":
-                        self._campaign.state[key] = "asking"
-                        self._undecided.add(key)
-            case PageAnswered():
+                self._ask(event.clusters)
+            case PageAnswered() | PageReturned() | PageReopened():
                 page = self._campaign.pages[event.page]
-                for key in map(self._campaign.find, page.issued.clusters):
-                    if self._campaign.state.get(key) == "split":
-                        self._undecided |= {
-                            k for k in self._depth if self._campaign.state[k] in ("open", "asking")
-                        }
+                if self._rests[page.rows].any():
+                    self._doubt(page.rows)
+                if any(self._campaign.state.get(self._campaign.find(c)) == "split" for c in page.issued.clusters):
+                    self._undecided |= {k for k in self._depth if self._campaign.state[k] in ("open", "asking")}
+
+    def _doubt(self, rows: NDArray[np.int64]) -> None:
+        """Verdicts that decisions rest on changed; where one is missing, the cluster is open until it comes."""
+        for key in [key for key, basis in self._basis.items() if np.isin(rows, basis).any()]:
+            if self._campaign.state[key] == "split" or (self._campaign.verdict[self._basis[key]] != -1).all():
+                self._doubted.add(key)
+            else:
+                self._reopen(key)
+
+    def _reopen(self, key: Key) -> None:
+        self._campaign.state[key] = "asking"
+        self._undecided.add(key)
+        self._doubted.discard(key)
+        self._basis.pop(key, None)
+
+    def _ask(self, clusters: Sequence[str]) -> None:
+        for key in map(self._campaign.find, clusters):
+            # asked again after its split, a cluster's verdicts count for its halves
+            if self._campaign.state.get(key, "split") != "split":
+                self._reopen(key)
+
+    def _decided(self, event: Decided) -> None:
+        campaign = self._campaign
+        key = place, node = campaign.find(event.cluster)
+        self._undecided.discard(key)
+        self._doubted.discard(key)
+        if key not in self._basis and event.asked:
+            rows = campaign.rows(place, node)
+            self._basis[key] = rows[campaign.verdict[rows] != -1]
+            self._rests[self._basis[key]] = True
+        if event.decision == "split":
+            self._split.add(key)
+            for half in campaign.trees[place].halves(node):
+                if (place, half) not in campaign.state:
+                    self._open((place, half), self._depth.get(key, 0) + 1)
+        elif key in self._split:
+            self._split.discard(key)
+            self._void(place, node)
+
+    def _void(self, place: int, node: int) -> None:
+        """Forget what became of the parts of a cluster that is no longer split."""
+        where = self._campaign.trees[place].slice(node)
+        for key in [k for k in self._depth if k[0] == place and k[1] != node]:
+            part = self._campaign.trees[place].slice(key[1])
+            if where.start <= part.start and part.stop <= where.stop:
+                self._campaign.state.pop(key, None)
+                self._depth.pop(key)
+                self._basis.pop(key, None)
+                for some in (self._undecided, self._doubted, self._split):
+                    some.discard(key)
+
+    def _review(self) -> Iterator[Decided]:
+        """Decide anew where a verdict that a decision rests on has changed; larger clusters first."""
+        campaign = self._campaign
+        for key in sorted(self._doubted, key=lambda k: (-len(campaign.rows(*k)), k)):
+            if key not in self._doubted:
+                continue  # a larger one is no longer split
+            verdicts = campaign.verdict[self._basis[key]]
+            asked, right = int((verdicts != -1).sum()), int((verdicts == 1).sum())
+            if asked < len(verdicts):
+                continue  # until they are answered again
+            decision = self._decide(key, asked, right)
+            cluster = campaign.cluster(*key)
+            if (asked, right) != campaign.evidence[cluster]:
+                yield Decided(cluster, decision, asked, right)
+
+    def _decide(self, key: Key, asked: int, right: int) -> Decision:
+        place, node = key
+        decision = self._rule.decide(right, asked)
+        if decision == "split" and (node < len(self._campaign.trees[place]) or self._rule.search == "threshold"):
+            return "reject"
+        return decision
 
     def decisions(self) -> Iterator[Decided]:
         """What the share of yes decides, of clusters asked, and of halves that have verdicts enough."""
+        yield from self._review()
         campaign = self._campaign
         rank = {"asking": 0, "open": 1}
         front = sorted(self._undecided, key=lambda key: (rank.get(campaign.state.get(key, ""), 2), key))
@@ -154,9 +222,7 @@ class PaperSearch:
                 continue
             if campaign.state[key] == "open" and self._split_unasked(key):
                 continue
-            decision = self._rule.decide(right, asked)
-            if decision == "split" and (node < len(campaign.trees[place]) or self._rule.search == "threshold"):
-                decision = "reject"
+            decision = self._decide(key, asked, right)
             yield Decided(campaign.cluster(place, node), decision, asked, right)
             if decision == "split":
                 halves = campaign.trees[place].halves(node)
@@ -214,6 +280,17 @@ class PaperSearch:
         if self._rule.whole_clusters:
             return inside
         return (inside & (verdict == -1)) | (verdict == 1)
+
+    def reasons(self) -> NDArray[np.object_]:
+        """The accepted cluster that a mask is in, else the page on which it was judged right."""
+        campaign = self._campaign
+        names = np.full(len(campaign.table), None, dtype=object)
+        for page in campaign.pages.values():
+            if page.asked.counted is page:
+                names[page.rows[campaign.verdict[page.rows] == 1]] = f"page/{page.issued.page}"
+        for place, node in campaign.clusters("accepted"):
+            names[campaign.rows(place, node)] = f"cluster/{campaign.cluster(place, node)}"
+        return names
 
     def estimate(self, category: str | None = None) -> float | None:
         """The share of yes in the accepted clusters, each counted by its size."""

@@ -10,13 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagation.errors import SettingsError
-from propagation.events import CertificateClosed, CertificateOpened, Certified, Decided, Event
+from propagation.events import (
+    CertificateClosed,
+    CertificateOpened,
+    Certified,
+    Decided,
+    Event,
+    ProposalPutOff,
+)
 
 if TYPE_CHECKING:
     from propagation.campaign import Campaign
 
 Claim = Literal["promise", "estimate"]
-Choice = Decided | CertificateOpened | Certified | CertificateClosed
+Choice = Decided | CertificateOpened | Certified | CertificateClosed | ProposalPutOff
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,9 @@ class Search(Protocol):
 
     def written(self) -> NDArray[np.bool_]:
         """(n,) the masks that stand as decided, whoever annotated their images."""
+
+    def reasons(self) -> NDArray[np.object_]:
+        """(n,) by which decision a mask that is written stands: ``cluster/…``, ``page/…``, ``certificate/…``."""
 
     def estimate(self, category: str | None = None) -> float | None:
         """The share of right masks that the answers suggest of what is written; None without answers."""

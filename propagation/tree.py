@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
-import fastcluster
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import leaves_list
-from scipy.spatial.distance import pdist, squareform
 
 from propagation.features import matrix
 from propagation.masks import MaskTable
 
+NAMES = "trees.json"
 EXACT_BELOW = 10_000
 # k-means: points looked at for each micro-cluster, rounds over them, rows assigned at a time
 SAMPLE = 64
@@ -35,11 +34,11 @@ class ClusterTree:
     """
 
     category: str
-    rows: NDArray[np.int64]
-    children: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    children: NDArray[np.int32]
     heights: NDArray[np.float64]
-    start: NDArray[np.int64]
-    sizes: NDArray[np.int64]
+    start: NDArray[np.int32]
+    sizes: NDArray[np.int32]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,6 +61,8 @@ class ClusterTree:
 
 def tree_from_linkage(category: str, rows: NDArray[np.int64], linkage: NDArray[np.float64]) -> ClusterTree:
     """The tree of a scipy linkage matrix, (n-1, 4), over ``rows``."""
+    from scipy.cluster.hierarchy import leaves_list  # these libraries are large, and who reads a tree needs none
+
     n = len(rows)
     children = linkage[:, :2].astype(np.int64)
     order = leaves_list(linkage) if n > 1 else np.arange(n)
@@ -73,11 +74,11 @@ def tree_from_linkage(category: str, rows: NDArray[np.int64], linkage: NDArray[n
         leftmost = leftmost[leftmost]
     return ClusterTree(
         category=category,
-        rows=rows[order],
-        children=children,
+        rows=rows[order].astype(np.int32),
+        children=children.astype(np.int32),
         heights=linkage[:, 2].astype(np.float64),
-        start=place[leftmost],
-        sizes=np.concatenate([np.ones(n, dtype=np.int64), linkage[:, 3].astype(np.int64)]),
+        start=place[leftmost].astype(np.int32),
+        sizes=np.concatenate([np.ones(n, dtype=np.int32), linkage[:, 3].astype(np.int32)]),
     )
 
 
@@ -90,7 +91,7 @@ def micro_linkage(points: NDArray[np.floating[Any]], seed: int = 0) -> NDArray[n
     Columns should be scaled around zero. The same points and seed give the same tree, however many threads
     there are. Raises ValueError where a point is not finite.
     """
-    import faiss  # slow to load, and only large trees need it
+    import faiss
 
     n = len(points)
     # with another number of threads faiss sums in another order, so each thread here gives it only one
@@ -172,6 +173,8 @@ def _ward_within(
     points: NDArray[np.floating[Any]], members: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The exact Ward linkage of a micro-cluster, and its centroid."""
+    import fastcluster
+
     block = _finite(points, members)
     joins = fastcluster.linkage(block, method="ward") if len(block) > 1 else np.empty((0, 4))
     return joins, block.mean(axis=0, dtype=np.float64)
@@ -185,6 +188,8 @@ def _ward_above(
     (k-1, 4) as scipy's, but in an order of the nearest-neighbour chain (Müllner, arXiv 1109.2378, figure 3),
     where parents come after their children and are no lower.
     """
+    from scipy.spatial.distance import pdist, squareform
+
     k = len(counts)
     node, weight, height = np.arange(k), counts.astype(np.float64), floors.copy()
     apart = squareform(pdist(centroids, "sqeuclidean"))
@@ -225,6 +230,8 @@ def build_tree(
     there on the tree is that of ``micro_linkage``, whatever the linkage. Raises SettingsError for an unknown
     feature block in ``weights``.
     """
+    import fastcluster
+
     rows = np.flatnonzero(table.best & (table.category == category))
     if not len(rows):
         return None
@@ -258,17 +265,42 @@ def home_clusters(tree: ClusterTree, least_size: int) -> NDArray[np.int64]:
 
 
 def write_trees(trees: list[ClusterTree], folder: Path) -> None:
-    """Write each tree as an ``.npz`` of its arrays."""
-    for place, tree in enumerate(trees):
-        fields: dict[str, Any] = {name: value for name, value in vars(tree).items() if name != "category"}
-        np.savez(folder / f"tree-{place:04}.npz", category=np.array(tree.category), **fields)
+    """Write ``trees.json``, and each array, of all trees in turn, as an ``.npy`` that can be memory-mapped."""
+    sizes = [[tree.category, len(tree)] for tree in trees]
+    (folder / NAMES).write_text(json.dumps(sizes))
+    for name in _LENGTHS if trees else ():
+        np.save(folder / f"{name}.npy", np.concatenate([getattr(tree, name) for tree in trees]))
 
 
 def read_trees(folder: Path) -> list[ClusterTree]:
-    """Read what ``write_trees`` wrote."""
-    trees = []
-    for path in sorted(folder.glob("tree-*.npz")):
-        with np.load(path) as arrays:
-            fields = {name: arrays[name] for name in arrays.files if name != "category"}
-            trees.append(ClusterTree(category=str(arrays["category"]), **fields))
-    return trees
+    """Read what ``write_trees`` wrote, or an earlier version of it; what is an ``.npy`` stays on disk."""
+    if not (folder / NAMES).exists():
+        return [_read_npz(path) for path in sorted(folder.glob("tree-*.npz"))]
+    sizes = json.loads((folder / NAMES).read_text())
+    arrays: dict[str, list[NDArray[Any]]] = {}
+    for name, length in _LENGTHS.items() if sizes else ():
+        ends = np.cumsum([length(size) for _, size in sizes])
+        arrays[name] = np.split(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")), ends[:-1])
+    return [
+        ClusterTree(category, **{name: parts[place] for name, parts in arrays.items()})
+        for place, (category, _) in enumerate(sizes)
+    ]
+
+
+_LENGTHS: Mapping[str, Callable[[int], int]] = {
+    "rows": lambda n: n,
+    "children": lambda n: n - 1,
+    "heights": lambda n: n - 1,
+    "start": lambda n: 2 * n - 1,
+    "sizes": lambda n: 2 * n - 1,
+}
+
+
+def _read_npz(path: Path) -> ClusterTree:
+    """A tree of the first version, which had an ``.npz`` a tree."""
+    with np.load(path) as arrays:
+        return ClusterTree(
+            category=str(arrays["category"]),
+            heights=arrays["heights"],
+            **{name: arrays[name].astype(np.int32) for name in _LENGTHS if name != "heights"},
+        )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from plugin.label_studio.gateway import Gateway
-from propagation.campaign import Campaign
+from propagation.campaign import NO, Campaign, PageState
 from propagation.errors import AnswerError, Missing, NotLabelStudio, Refused, ServerError
-from propagation.events import Event, ImageTaken, PageAnswered, PageIssued
+from propagation.events import Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
 from sync.changes import Changes
 from sync.pages import VerifyProjects, post_pages
 from sync.source import ANNOTATION_FIELDS, Source, people
@@ -20,25 +24,35 @@ from sync.writeback import write_back
 
 log = logging.getLogger(__name__)
 
-RETRY_SECONDS = 10.0
+RETRY_SECONDS = 2.0  # after a first failure; doubled with each further one
+RETRY_MOST = 60.0
+LOOK_SECONDS = 60.0  # between two looks whether the tasks of waiting pages are still there
 
 
 @dataclass
 class Step:
-    """What one pass of the daemon did."""
+    """What one pass of the daemon did, and where the campaign stands after it.
+
+    waiting: pages without an answer; accepted: masks; seconds: that it took.
+    """
 
     questions: int = 0
     decisions: int = 0
     pages: int = 0
     images_written: int = 0
     finished: bool = False
+    waiting: int = 0
+    accepted: int = 0
+    seconds: float = 0.0
     problems: list[AnswerError] = field(default_factory=list)
 
 
 class Daemon:
     """Runs one campaign, whose state is that of the store's event log.
 
-    write_every: accepted masks that are not yet written, from which on they are.
+    write_every: accepted masks that are not yet written, from which on they are. abandoned_after: seconds that
+    a page may be overtaken by later ones before it is asked again: somebody opened it and went away, and Label
+    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs.
 
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.
@@ -52,6 +66,8 @@ class Daemon:
         source: Source,
         verify: VerifyProjects,
         write_every: int = 20_000,
+        abandoned_after: float = 1800.0,
+        poll_every: float = 2.0,
     ) -> None:
         self.store = store
         self.gateway = gateway
@@ -59,26 +75,54 @@ class Daemon:
         self.source = source
         self.verify = verify
         self.write_every = write_every
+        self.abandoned_after = abandoned_after
+        self.poll_every = poll_every
+        self.stopping: Callable[[], bool] = lambda: False
+        self.alive: Callable[[], None] = lambda: None  # is told during a long pass that it goes on
         self._tasks: Sequence[SourceTask] = store.source_tasks()
         self._locations = {task.image: task.location for task in self._tasks}
         self._images = {task.task: task.image for task in self._tasks}
+        self._task_of = {task.image: task for task in self._tasks}
         self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify")}
-        self._source_changes = Changes(gateway, source.project, ANNOTATION_FIELDS, self._cursors["cursor:source"])
-        self._verify_changes = Changes(gateway, verify.pages, FIELDS, self._cursors["cursor:verify"])
+        self._foreign: set[int] = set()
+        self._overtaken: dict[str, float] = {}
+        self._looked = -np.inf
+        # a run that was cut off may have left a mask written that was judged wrong since
+        self._revised = [np.flatnonzero(campaign.verdict == NO)]
+        self._begin_reading()
+
+    def _begin_reading(self) -> None:
+        """Read on from what the store knows."""
+        cursor = self._cursors["cursor:source"]
+        self._source_changes = Changes(
+            self.gateway, self.source.project, ANNOTATION_FIELDS, cursor, self.campaign.ours
+        )
+        self._verify_changes = Changes(self.gateway, self.verify.pages, FIELDS, self._cursors["cursor:verify"])
 
     def step(self) -> Step:
-        """One pass: read, decide, ask, write back."""
-        step = Step()
-        self._read_source()
-        # what a run that was cut off has posted must be known before its answers are read
-        self._post(step)
-        self._read_verify(step)
-        step.decisions = len(self._choose(self.campaign.decisions()))
-        chosen = self._choose(self.campaign.next_round())
-        self._post(step)
-        step.finished = not chosen and not self.campaign.waiting_pages
-        if step.finished or self._milestone():
-            step.images_written = write_back(self.gateway, self.source, self.campaign, self._tasks, self._record)
+        """One pass: read, decide, ask, write back.
+
+        Raises ServerError where Label Studio fails; what was read by then and not stored is read again.
+        """
+        step, begin = Step(), time.monotonic()
+        try:
+            hints = self.store.hints()
+            self._read_source()
+            self._read_verify(step)
+            self._look_after(any(hint.action == "TASKS_DELETED" for _, hint in hints))
+            chosen = self._ask(step)
+            step.finished = not chosen and not self.campaign.waiting_pages
+            self._take_back(step)
+            if step.finished or self._milestone():
+                self._write(step)
+            if hints:
+                self.store.forget_hints(hints[-1][0])
+        except BaseException:
+            self._begin_reading()
+            raise
+        step.waiting = len(self.campaign.waiting_pages)
+        step.accepted = int(self.campaign.accepted().sum())
+        step.seconds = time.monotonic() - begin
         return step
 
     def run(
@@ -87,37 +131,39 @@ class Daemon:
         every: float = 2.0,
         told: Callable[[Step], None] = lambda step: None,
         until_finished: bool = False,
+        wake: threading.Event | None = None,
+        failed: Callable[[ServerError], None] = lambda error: None,
     ) -> None:
         """Pass after pass, ``every`` seconds apart, until told to stop.
 
-        A server that stumbles or is away for a while is waited for, once a first pass has gone well; before
-        that, and where it refuses, its error is raised.
+        wake: begins the next pass at once; who sets ``stop`` sets it too, to be heard at once. failed: is told
+        of each failure that is waited out. A server that stumbles or is away for a while is waited for, once a
+        first pass has gone well; before that, and where it refuses, its error is raised.
         """
-        begun = False
+        wake = wake or threading.Event()
+        self.stopping = stop.is_set
+        begun, failures = False, 0
         while not stop.is_set():
+            wake.clear()
             try:
                 step = self.step()
             except ServerError as error:
                 if not begun or isinstance(error, Refused | NotLabelStudio | Missing):
                     raise
-                log.warning("%s; trying again in %s s", error, RETRY_SECONDS)
-                stop.wait(RETRY_SECONDS)
+                failures += 1
+                pause = min(RETRY_SECONDS * 2 ** (failures - 1), RETRY_MOST) * random.uniform(0.5, 1)  # noqa: S311
+                log.warning("%s; trying again in %.0f s", error, pause)
+                failed(error)
+                stop.wait(pause)
                 continue
-            begun = True
+            begun, failures = True, 0
             told(step)
             if step.finished and until_finished:
                 return
-            stop.wait(every)
+            if not stop.is_set():
+                wake.wait(every)
 
-    def _post(self, step: Step) -> None:
-        unposted = [page for page in self.campaign.waiting_pages if page.task is None]
-        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
-        step.pages += len(unposted)
-
-    def _milestone(self) -> bool:
-        # an image whose set grows is written by itself, which is slow: so each milestone doubles what stands
-        written = sum(map(len, self.campaign.written.values()))
-        return int(self.campaign.accepted().sum()) - written >= max(self.write_every, written)
+    # what people did
 
     def _read_source(self) -> None:
         taken = [
@@ -130,11 +176,108 @@ class Daemon:
         self._record(taken, **{"cursor:source": self._source_changes.cursor})
 
     def _read_verify(self, step: Step) -> None:
-        events, step.problems = read_verdicts(self._verify_changes.read(), self.campaign)
-        for problem in step.problems:
+        tasks = self._verify_changes.read()
+        self._adopt([task["id"] for task in tasks if task["id"] not in self.campaign.page_of])
+        events, problems = read_verdicts(tasks, self.campaign)
+        for problem in problems:
             log.warning("%s", problem)
+        step.problems += problems
         self._record(events, **{"cursor:verify": self._verify_changes.cursor})
-        step.questions = sum(len(event.verdicts) for event in events if isinstance(event, PageAnswered))
+        step.questions += sum(len(event.verdicts) for event in events if isinstance(event, PageAnswered))
+
+    def _adopt(self, unknown: Sequence[int]) -> None:
+        """Find the pages of tasks that the log does not know.
+
+        They were posted by a run that was cut off, or the server took an import whose answer was lost. Of two
+        tasks with one page, one is deleted: that which nobody has answered.
+        """
+        unknown = [task for task in unknown if task not in self._foreign]
+        if not unknown:
+            return
+        for task in self.gateway.tasks(self.verify.pages, ["data", *FIELDS], ids=unknown):
+            page = self.campaign.pages.get(task["data"].get("page"))
+            if page is None:
+                self._foreign.add(task["id"])
+            elif page.task is None:
+                self._record([PagePosted(page.issued.page, task["id"])])
+            elif not task.get("annotations"):
+                log.warning("page %s has two tasks; deleting %s", page.issued.page, task["id"])
+                self.gateway.delete_tasks(self.verify.pages, [task["id"]])
+            elif self._unanswered(page):
+                log.warning("page %s has two tasks; deleting %s", page.issued.page, page.task)
+                self.gateway.delete_tasks(self.verify.pages, [page.task])
+                self._record([PagePosted(page.issued.page, task["id"])])
+            else:
+                log.warning("page %s was answered in two tasks; %s is left out", page.issued.page, task["id"])
+                self._foreign.add(task["id"])
+
+    def _unanswered(self, page: PageState) -> bool:
+        assert page.task is not None
+        found = self.gateway.tasks(self.verify.pages, FIELDS, ids=[page.task])
+        return page.answer is None and not any(task.get("annotations") for task in found)
+
+    def _look_after(self, now: bool) -> None:
+        """Let pages come back whose task was deleted, or that somebody opened and left."""
+        moment = time.monotonic()
+        if not now and moment - self._looked < min(LOOK_SECONDS, self.abandoned_after):
+            return
+        self._looked = moment
+        out = {page.task: page for page in self.campaign.waiting_pages if page.task and not page.returned}
+        there = {task["id"] for task in self.gateway.tasks(self.verify.pages, [], ids=list(out))} if out else set()
+        gone = [page for task, page in out.items() if task not in there]
+        latest = max((task for task, page in self.campaign.page_of.items() if page.answer), default=0)
+        overtaken = {page.issued.page: page for task, page in out.items() if task in there and task < latest}
+        self._overtaken = {name: self._overtaken.get(name, moment) for name in overtaken}
+        left = [page for name, page in overtaken.items() if moment - self._overtaken[name] >= self.abandoned_after]
+        for why, pages in (("deleted", gone), ("abandoned", left)):
+            for page in pages:
+                log.warning("page %s was %s, and is asked again", page.issued.page, why)
+            self._record([PageReturned(page.issued.page, 0, why) for page in pages])
+
+    # what follows
+
+    def _ask(self, step: Step) -> Sequence[Event]:
+        """Decide, choose what to ask next, and post it; what was chosen to be asked."""
+        step.decisions += len(self._choose(self.campaign.decisions()))
+        chosen = self._choose(self.campaign.next_round())
+        unposted = [page for page in self.campaign.waiting_pages if page.task is None and not page.returned]
+        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
+        step.pages += len(unposted)
+        return chosen
+
+    def _milestone(self) -> bool:
+        # an image whose set grows is written by itself, which is slow: so each milestone doubles what stands
+        written = self.campaign.written
+        return int(self.campaign.accepted().sum()) - written >= max(self.write_every, written)
+
+    def _take_back(self, step: Step) -> None:
+        """Write the images anew that hold a mask which was judged wrong since."""
+        rows = np.unique(np.concatenate(self._revised))
+        rows = rows[self.campaign.verdict[rows] == NO]
+        images = {str(self.campaign.table.images[self.campaign.table.image[row]]): row for row in rows}
+        tasks = [self._task_of[image] for image in images if image in self._task_of]
+        stands = [t for t in tasks if np.isin(self.campaign.standing(t.task), rows).any()]
+        if stands:
+            self._write(step, stands)
+        self._revised = [rows[:0]]
+
+    def _write(self, step: Step, tasks: Sequence[SourceTask] | None = None) -> None:
+        """Write images batch by batch; answers are read and pages go out in between."""
+        looked = time.monotonic()
+        batches = write_back(
+            self.gateway, self.source, self.campaign, self._tasks if tasks is None else tasks, self._record
+        )
+        for written in batches:
+            step.images_written += written
+            self.alive()
+            if self.stopping():
+                step.finished = False
+                return
+            if time.monotonic() - looked >= self.poll_every:
+                self._read_source()
+                self._read_verify(step)
+                step.finished &= not self._ask(step) and not self.campaign.waiting_pages
+                looked = time.monotonic()
 
     def _choose(self, choices: Iterable[Event]) -> Sequence[Event]:
         """Let the campaign choose, and store all that it chose at once; the choices.
@@ -162,3 +305,5 @@ class Daemon:
             self._cursors.update(moved)
         for event in events:
             self.campaign.apply(event)
+            if len(self.campaign.revised):
+                self._revised.append(self.campaign.revised)

@@ -36,19 +36,12 @@ def post_pages(
     locations: Mapping[str, str],
     posted: Callable[[list[PagePosted]], None],
 ) -> None:
-    """Make a task of each page that has none; ``posted`` is told after every batch that the server took.
+    """Make a task of each page; ``posted`` is told after every batch that the server took.
 
-    A page whose task is there already, from a run that was cut off, is only reported.
+    The caller has looked before that none has a task already, from a run that was cut off.
     locations: image key to the value by which the image can be read.
     """
-    if not pages:
-        return
-    there = {task["data"].get("page"): task["id"] for task in gateway.tasks(projects.pages, ["data"])}
-    found = [PagePosted(p.issued.page, there[p.issued.page]) for p in pages if p.issued.page in there]
-    if found:
-        posted(found)
-    missing = [page for page in pages if page.issued.page not in there]
-    for batch in chunks(missing, PAGES_AT_ONCE):
+    for batch in chunks(pages, PAGES_AT_ONCE):
         crops = _render(gateway, table, np.concatenate([page.rows for page in batch]), locations)
         urls = dict(
             zip(crops, gateway.upload(projects.crops, [(f"{c}.jpg", crops[c]) for c in crops]), strict=True)

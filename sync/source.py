@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from plugin.label_studio.gateway import Gateway, Json, chunks
+from plugin.label_studio.gateway import IDS_A_REQUEST, Gateway, Json
 from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import Labeling
 from plugin.label_studio.regions import META, digest, regions_of
@@ -17,6 +18,9 @@ from propagation.errors import ConfigError
 from propagation.masks import MaskTable
 from propagation.tree import ClusterTree, cluster_name, home_clusters
 from sync.store import SourceTask
+
+T = TypeVar("T")
+S = TypeVar("S")
 
 ANNOTATION_FIELDS = (
     "annotations", "result", "was_cancelled", "completed_by", "updated_by", "lead_time",
@@ -71,17 +75,25 @@ def is_ours(annotation: Mapping[str, Any], task: int, campaign: Campaign, source
     The server made it from a prediction of ours, nobody spent time on it in the editor, and it holds what
     was meant for it.
     """
-    return (
+    untouched = (
         annotation.get("parent_prediction") is not None
         and annotation.get("lead_time") is None
         and annotation.get("completed_by") == source.account
         and annotation.get("updated_by") in (None, source.account)
-        and digest(annotation["result"]) in campaign.intended.get(task, ())
     )
+    try:
+        return untouched and digest(annotation["result"]) in campaign.intended.get(task, ())
+    except (LookupError, TypeError):  # a result of another form than ours
+        return False
 
 
 def people(task: Json, campaign: Campaign, source: Source) -> bool:
-    """Whether a person has annotated a task, or edited what the campaign wrote there."""
+    """Whether a person has annotated a task, or edited what the campaign wrote there.
+
+    A task whose last change was the campaign's own writing needs no look at its annotations.
+    """
+    if campaign.ours.get(task["id"], (0, ""))[1] == task["updated_at"]:
+        return False
     return any(
         not annotation.get("was_cancelled") and not is_ours(annotation, task["id"], campaign, source)
         for annotation in task.get("annotations") or []
@@ -102,36 +114,65 @@ def push_predictions(
 
     Tasks that have a prediction of this version get no second one. How many were added.
     """
-    have = {
-        task["id"]
-        for task in gateway.tasks(source.project, ["predictions", "model_version"])
-        if any(p.get("model_version") == model_version for p in task.get("predictions") or [])
-    }
     cluster = np.full(len(table), None, dtype=object)
     for tree in trees:
         cluster[tree.rows] = [cluster_name(tree, node) for node in home_clusters(tree, least_size).tolist()]
     rows_of = dict(zip(table.images.tolist(), table.rows_by_image(), strict=True))
 
-    def predictions() -> Iterator[Json]:
-        for task in tasks:
-            rows = [row for row in rows_of.get(task.image, ()) if table.best[row]]
-            if rows and task.task not in have:
-                yield {
-                    "task": task.task,
-                    "model_version": model_version,
-                    "score": round(float(table.score[rows].mean()), 4),
-                    "result": [
-                        region
-                        for row in rows
-                        for region in region_of(table, row, {"cluster": cluster[row]}, source.labeling)
-                    ],
-                }
+    def best(task: SourceTask) -> list[int]:
+        return [row for row in rows_of.get(task.image, ()) if table.best[row]]
+
+    def lacking() -> Iterator[list[SourceTask]]:
+        wanted = [task for task in tasks if best(task)]
+        while wanted:
+            size = min(gateway.pace.size("predictions"), IDS_A_REQUEST)
+            part, wanted = wanted[:size], wanted[size:]
+            numbers = [task.task for task in part]
+            count = gateway.unpredicted(source.project, numbers, model_version)
+            if 0 < count < len(part):
+                found = gateway.tasks(source.project, ["predictions", "model_version"], ids=numbers)
+                bare = {task["id"] for task in found if not _predicted(task, model_version)}
+                part = [task for task in part if task.task in bare]
+            if count:
+                yield part
+
+    def predictions(part: Sequence[SourceTask]) -> list[Json]:
+        return [
+            {
+                "task": task.task,
+                "model_version": model_version,
+                "score": round(float(table.score[best(task)].mean()), 4),
+                "result": [
+                    region
+                    for row in best(task)
+                    for region in region_of(table, row, {"cluster": cluster[row]}, source.labeling)
+                ],
+            }
+            for task in part
+        ]
 
     added = 0
-    for part in chunks(predictions(), 200):
-        added += gateway.import_predictions(source.project, part)
-        progress(len(part))
+    for made in ahead(predictions, lacking()):
+        added += gateway.import_predictions(source.project, made)
+        progress(len(made))
     return added
+
+
+def _predicted(task: Json, model_version: str) -> bool:
+    return any(prediction.get("model_version") == model_version for prediction in task.get("predictions") or [])
+
+
+def ahead(make: Callable[[S], T], parts: Iterable[S]) -> Iterator[T]:
+    """What is made of each part; the next one is made while the caller, and the server, work on this one."""
+    with ThreadPoolExecutor(1) as maker:
+        coming: Future[T] | None = None
+        for part in parts:
+            following = maker.submit(make, part)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
 
 
 def region_of(table: MaskTable, row: int, provenance: Mapping[str, Any], labeling: Labeling) -> list[Json]:

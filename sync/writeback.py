@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
-from plugin.label_studio.gateway import Gateway, Json, chunks
-from plugin.label_studio.regions import digest
-from propagation.campaign import Campaign
+from plugin.label_studio.gateway import Gateway, Json, chunks, moment
+from plugin.label_studio.regions import META, digest
+from propagation.campaign import YES, Campaign
 from propagation.events import ImageTaken, MasksWritten, WriteIntended
 from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
 from sync.store import SourceTask
 
-IMAGES_AT_ONCE = 200
+PATCHES_AT_FIRST = 8
+Record = Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None]
+Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Due:
-    """What one image's annotation should hold."""
+    """What one image's annotation should hold; digest: the fingerprint of the result."""
 
     image: str
     task: int
     masks: tuple[str, ...]
     result: list[Json]
-
-    @property
-    def digest(self) -> str:
-        """The fingerprint of the result."""
-        return digest(self.result)
+    digest: str
 
 
 def model_version(campaign: Campaign) -> str:
@@ -37,96 +38,227 @@ def model_version(campaign: Campaign) -> str:
     return f"propagated-{campaign.name}"
 
 
-def due(campaign: Campaign, tasks: Sequence[SourceTask], source: Source) -> Iterator[Due]:
-    """The images whose annotation does not hold the accepted masks, and what it should hold."""
-    table, accepted = campaign.table, campaign.accepted()
-    cluster = campaign.deciding_cluster()
-    share = {name: campaign.search.share(name) for name in set(cluster[accepted].tolist()) - {None}}
-    rows_of = dict(zip(table.images.tolist(), table.rows_by_image(), strict=True))
-    for task in tasks:
-        rows = rows_of.get(task.image, np.empty(0, dtype=np.int64))
-        rows = rows[accepted[rows]]
-        masks = tuple(table.ids[rows].tolist())
-        if masks == campaign.written.get(task.task, ()) or campaign.is_taken(task.image):
-            continue
-        result = [
-            region
-            for row in rows
-            for region in region_of(
-                table,
-                row,
-                {
-                    "campaign": campaign.name,
-                    "cluster": cluster[row],
-                    "verified": bool(campaign.verdict[row] == 1),
-                    campaign.claim: share.get(cluster[row]),
-                },
-                source.labeling,
-            )
-        ]
-        yield Due(task.image, task.task, masks, result)
-
-
 def write_back(
-    gateway: Gateway,
-    source: Source,
-    campaign: Campaign,
-    tasks: Sequence[SourceTask],
-    record: Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None],
-) -> int:
-    """Bring every image's annotation up to date. How many were written.
+    gateway: Gateway, source: Source, campaign: Campaign, tasks: Sequence[SourceTask], record: Record
+) -> Iterator[int]:
+    """Bring every image's annotation up to date, batch by batch; yields how many images each batch has written.
 
-    ``record`` is told before and after each batch, so that one cut off is known again.
+    Between two batches the campaign may learn what it likes: a batch follows what holds when it begins. ``record``
+    is told before and after each write, so that one cut off is known again.
 
     First annotations go in bulk, as predictions that the server turns into annotations; a set that has
     changed since goes by itself. What a person annotated or edited is left alone.
     """
-    count = 0
-    for batch in chunks(due(campaign, tasks, source), IMAGES_AT_ONCE):
-        record([WriteIntended(item.task, item.digest) for item in batch])
-        events = _write(gateway, source, campaign, batch)
-        record(events)
-        count += sum(isinstance(event, MasksWritten) for event in events)
-    return count
+    images = _Images(campaign, source, tasks)
+    writer = _Writer(gateway, source, campaign, record)
+    with ThreadPoolExecutor(1) as drawer:
+        for fresh in (True, False):
+            place = -1
+            while len(due := images.due(fresh, after=place)):
+                size = (
+                    gateway.pace.size("predictions") if fresh else gateway.pace.size("patches", PATCHES_AT_FIRST)
+                )
+                batch = images.items(due[:size])
+                images.draw(due[size : 2 * size], drawer)
+                place = int(due[:size][-1])
+                yield writer.first(batch) if fresh else writer.again(batch)
 
 
-def _write(
-    gateway: Gateway, source: Source, campaign: Campaign, batch: list[Due]
-) -> list[MasksWritten | ImageTaken]:
-    version = model_version(campaign)
-    now = _look(gateway, source, [item.task for item in batch], ["predictions", "model_version"])
-    taken = [item for item in batch if item.task not in now or people(now[item.task], campaign, source)]
-    free = [item for item in batch if item not in taken]
-    fresh = [item for item in free if _own(now[item.task], campaign, source) is None]
-    lacking = [
-        {"task": item.task, "model_version": version, "result": item.result}
-        for item in fresh
-        if all(p.get("model_version") != version for p in now[item.task].get("predictions") or [])
-    ]
-    if lacking:
-        gateway.import_predictions(source.project, lacking)
-    if fresh:
-        gateway.predictions_to_annotations(source.project, version, [item.task for item in fresh])
-        now |= _look(gateway, source, [item.task for item in fresh])
-    events: list[MasksWritten | ImageTaken] = [ImageTaken(item.image) for item in taken]
-    for item in free:
-        own = _own(now[item.task], campaign, source)
-        if own is None:
-            events.append(ImageTaken(item.image))
-            continue
-        if digest(own["result"]) != item.digest:
-            gateway.update_annotation(own["id"], item.result)
-        events.append(MasksWritten(item.image, item.task, own["id"], item.masks))
-    return events
+@dataclass(frozen=True)
+class _Drawn:
+    """The regions of some masks of an image, without what the campaign says of them."""
+
+    rows: Rows
+    regions: list[tuple[int, Json]]
+    digest: str
 
 
-def _look(gateway: Gateway, source: Source, tasks: Sequence[int], more: Sequence[str] = ()) -> dict[int, Json]:
-    return {task["id"]: task for task in gateway.tasks(source.project, [*ANNOTATION_FIELDS, *more], ids=tasks)}
+class _Images:
+    """The images that may be written to, in the mask table's order."""
+
+    def __init__(self, campaign: Campaign, source: Source, tasks: Sequence[SourceTask]) -> None:
+        table = campaign.table
+        self._campaign = campaign
+        self._source = source
+        places = {image: place for place, image in enumerate(table.images.tolist())}
+        self._tasks = {places[task.image]: task for task in tasks if task.image in places}
+        self._order = np.argsort(table.image, kind="stable")
+        self._ends = [0, *np.cumsum(np.bincount(table.image, minlength=len(places))).tolist()]
+        self._kind = np.full(len(places), -1)  # 1 fresh, 0 written before
+        self._standing = np.zeros(len(table), dtype=bool)
+        for place, task in self._tasks.items():
+            self._kind[place] = task.task not in campaign.ours
+            self._standing[campaign.standing(task.task)] = True
+        self._accepted: NDArray[np.bool_] = self._standing
+        self._drawing: Future[dict[int, _Drawn]] | None = None
+
+    def due(self, fresh: bool, after: int) -> Rows:
+        """The images behind one that don't hold what they should: of those never written to, or of the others."""
+        self._accepted = self._campaign.accepted()
+        wrong = np.unique(self._campaign.table.image[self._accepted != self._standing])
+        wanted = (self._kind == fresh) & ~self._campaign.taken
+        return wrong[(wrong > after) & wanted[wrong]].astype(np.int64)
+
+    def draw(self, images: Rows, drawer: ThreadPoolExecutor) -> None:
+        """Draw regions that are likely to be wanted next, while the server is at work."""
+        wanted = [(place, self._rows(place)) for place in images.tolist()]
+        self._drawing = drawer.submit(lambda: {place: self._drawn(rows) for place, rows in wanted})
+
+    def items(self, images: Rows) -> list[Due]:
+        """What images should hold now."""
+        campaign, table = self._campaign, self._campaign.table
+        drawn = self._drawing.result() if self._drawing else {}
+        cluster, reasons = campaign.deciding_cluster(), campaign.reasons()
+        share: dict[str | None, float | None] = {None: None}
+        found = []
+        for place in images.tolist():
+            rows, known = self._rows(place), drawn.get(place)
+            made = known if known and np.array_equal(known.rows, rows) else self._drawn(rows)
+            for row, region in made.regions:
+                if cluster[row] not in share:
+                    share[cluster[row]] = campaign.search.share(cluster[row])
+                region["meta"][META] |= {
+                    "campaign": campaign.name,
+                    "cluster": cluster[row],
+                    "decision": reasons[row],
+                    "verified": bool(campaign.verdict[row] == YES),
+                    campaign.claim: share[cluster[row]],
+                }
+            task = self._tasks[place]
+            masks = tuple(table.ids[rows].tolist())
+            found.append(Due(task.image, task.task, masks, [region for _, region in made.regions], made.digest))
+        return found
+
+    def _rows(self, place: int) -> Rows:
+        rows = self._order[self._ends[place] : self._ends[place + 1]]
+        return rows[self._accepted[rows]]
+
+    def _drawn(self, rows: Rows) -> _Drawn:
+        table, labeling = self._campaign.table, self._source.labeling
+        regions = [(row, region) for row in rows.tolist() for region in region_of(table, row, {}, labeling)]
+        return _Drawn(rows, regions, digest([region for _, region in regions]))
 
 
-def _own(task: Json, campaign: Campaign, source: Source) -> Json | None:
-    for annotation in task.get("annotations") or []:
-        if not annotation.get("was_cancelled") and is_ours(annotation, task["id"], campaign, source):
-            found: Json = annotation
-            return found
-    return None
+class _Writer:
+    """Writes batches."""
+
+    def __init__(self, gateway: Gateway, source: Source, campaign: Campaign, record: Record) -> None:
+        self._gateway = gateway
+        self._source = source
+        self._campaign = campaign
+        self._record = record
+        self._version = model_version(campaign)
+
+    def first(self, items: list[Due]) -> int:
+        """Annotate images that the log knows no annotation of; how many."""
+        doubtful = [item for item in items if item.task in self._campaign.intended]  # a run was cut off there
+        bare = [item for item in items if item.task not in self._campaign.intended]
+        # the server counts more quickly than it lists: mostly nobody has been there, and nothing is to be read
+        if self._gateway.unannotated(self._source.project, _tasks(bare)) < len(bare):
+            doubtful, bare = items, []
+        self._record([WriteIntended(item.task, item.digest) for item in items])
+        return self._in_bulk(bare) + (self._with_care(doubtful) if doubtful else 0)
+
+    def again(self, items: list[Due]) -> int:
+        """Change annotations that the campaign has written before; how many."""
+        self._gateway.breathe()
+        self._record([WriteIntended(item.task, item.digest) for item in items])
+        return self._with_care(items)
+
+    def _in_bulk(self, items: list[Due]) -> int:
+        project, written = self._source.project, 0
+        self._gateway.import_predictions(project, [self._prediction(item) for item in items])
+        for part in chunks(items, self._gateway.pace.size("annotations")):
+            self._gateway.predictions_to_annotations(project, self._version, _tasks(part))
+            at = self._gateway.settled(project, _tasks(part), self._source.account)
+            if at is None:  # somebody came in between
+                written += self._with_care(part)
+                continue
+            # which number each annotation has is told by no quick call, and needed by none
+            self._record([MasksWritten(item.image, item.task, 0, item.masks, at) for item in part])
+            written += len(part)
+        return written
+
+    def _with_care(self, items: list[Due]) -> int:
+        """Bring annotations up to date after reading them; how many are."""
+        now = self._look(items)
+        free = [i for i in items if i.task in now and not people(now[i.task], self._campaign, self._source)]
+        now |= self._annotate([item for item in free if not self._own(now[item.task])])
+        written: dict[int, tuple[int, str]] = {}
+        expected: dict[int, dict[int, str]] = {}
+        seconds = 0.0
+        for item in free:
+            task = now[item.task]
+            found = self._own(task)
+            if not found:
+                continue
+            own, *twins = found
+            for twin in twins:  # the answer to a call was lost, which was then made again
+                self._gateway.delete_annotation(twin["id"])
+            written[item.task] = own["id"], "" if twins else task["updated_at"]
+            if digest(own["result"]) != item.digest:
+                began = time.monotonic()
+                expected[item.task] = _moments(task) | {
+                    own["id"]: self._gateway.update_annotation(own["id"], item.result)
+                }
+                seconds += time.monotonic() - began
+        if expected:
+            self._gateway.pace.took("patches", len(expected), seconds)
+        for number, version in self._versions(expected).items():
+            written[number] = written[number][0], version
+        self._record(
+            [
+                MasksWritten(item.image, item.task, written[item.task][0], item.masks, written[item.task][1])
+                if item.task in written
+                else ImageTaken(item.image)
+                for item in items
+            ]
+        )
+        return len(written)
+
+    def _annotate(self, items: list[Due]) -> dict[int, Json]:
+        """Have annotations made of predictions, which are made where there are none; the tasks after that."""
+        if not items:
+            return {}
+        fields = ["predictions", "model_version"]
+        there = {
+            task["id"]
+            for task in self._gateway.tasks(self._source.project, fields, ids=_tasks(items))
+            if any(p.get("model_version") == self._version for p in task.get("predictions") or [])
+        }
+        lacking = [self._prediction(item) for item in items if item.task not in there]
+        self._gateway.import_predictions(self._source.project, lacking)
+        self._gateway.predictions_to_annotations(self._source.project, self._version, _tasks(items))
+        return self._look(items)
+
+    def _versions(self, expected: dict[int, dict[int, str]]) -> dict[int, str]:
+        """When tasks changed last, whose annotations are as expected; "" where somebody came in between."""
+        found = {}
+        for task in self._gateway.tasks(self._source.project, ["annotations"], ids=list(expected)):
+            found[task["id"]] = task["updated_at"] if _moments(task) == expected[task["id"]] else ""
+        return {number: found.get(number, "") for number in expected}
+
+    def _prediction(self, item: Due) -> Json:
+        return {"task": item.task, "model_version": self._version, "result": item.result}
+
+    def _look(self, items: list[Due]) -> dict[int, Json]:
+        found = self._gateway.tasks(self._source.project, ANNOTATION_FIELDS, ids=_tasks(items))
+        return {task["id"]: task for task in found}
+
+    def _own(self, task: Json) -> list[Json]:
+        """The annotations of a task that are the campaign's, and that no person has touched."""
+        return [
+            annotation
+            for annotation in task.get("annotations") or []
+            if not annotation.get("was_cancelled")
+            and is_ours(annotation, task["id"], self._campaign, self._source)
+        ]
+
+
+def _tasks(items: Sequence[Due]) -> list[int]:
+    return [item.task for item in items]
+
+
+def _moments(task: Json) -> dict[int, str]:
+    """When each annotation of a task changed last."""
+    return {annotation["id"]: moment(annotation["updated_at"]) for annotation in task.get("annotations") or []}

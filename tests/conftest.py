@@ -1,12 +1,18 @@
-"""What all tests share: one real Label Studio for a whole run."""
+"""What all tests share: one real Label Studio and one real PostgreSQL for a whole run."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import secrets
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from ls_propagate.demo.postgres import Postgres
+from ls_propagate.demo.postgres import postgres as started_postgres
 from ls_propagate.demo.server import Server
 from ls_propagate.demo.server import label_studio as started
 
@@ -16,6 +22,31 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real Label Studio on loopback, with its own data folder."""
     with started(tmp_path_factory.mktemp("label-studio")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real PostgreSQL on loopback; each test makes databases of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="postgres-"))  # below pytest's folder, the user nobody cannot reach it
+    try:
+        with started_postgres(folder, durable=False) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make_url(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str], str]:
+    """The address of a store that is still to be made, in "sqlite" or in "postgresql"."""
+
+    def make(kind: str) -> str:
+        name = f"store {secrets.token_hex(6)}"
+        if kind == "sqlite":
+            return f"sqlite:///{tmp_path / 'deep' / name}"
+        server: Postgres = request.getfixturevalue("postgres")
+        return server.create(name)
+
+    return make
 
 
 @pytest.fixture(autouse=True)

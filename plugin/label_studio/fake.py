@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from plugin.label_studio.gateway import Json, Project, User
+from plugin.label_studio.gateway import WEBHOOK_ACTIONS, Json, Project, User, Webhook, moment
+from plugin.label_studio.pace import Pace
 from propagation.errors import ImageError, Missing, ServerError
 
 
@@ -21,11 +23,14 @@ class FakeGateway:
     url = "http://fake"
 
     def __init__(self) -> None:
+        self.pace = Pace(clock=lambda: 0.0)
         self.calls: list[str] = []
         self.files: dict[str, bytes] = {}
         self.hotkeys: dict[str, Any] = {}
         self._projects: dict[int, Project] = {}
         self._tasks: dict[int, Json] = {}
+        self._webhooks: dict[int, tuple[int, Webhook]] = {}
+        self._changed_by: dict[int, int] = {}
         self._numbers = iter(range(1, 1 << 40))
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -50,17 +55,22 @@ class FakeGateway:
         return made
 
     def tasks(
-        self, project: int, include: Sequence[str], since: str | None = None, ids: Sequence[int] | None = None
+        self,
+        project: int,
+        include: Sequence[str],
+        since: str | None = None,
+        ids: Sequence[int] | None = None,
+        without: Sequence[str] = (),
+        annotated: bool = False,
     ) -> Iterator[Json]:
         self.calls.append("tasks")
-        self.project(project)
         wanted = {"id", "updated_at", *include}
         found = [
             task
-            for task in self._tasks.values()
-            if task["project"] == project
-            and (since is None or datetime.fromisoformat(task["updated_at"]) > datetime.fromisoformat(since))
-            and (ids is None or task["id"] in set(ids))
+            for task in self._of(project, ids)
+            if (since is None or task["updated_at"] > moment(since))
+            and task["updated_at"] not in without
+            and (_count(task) or not annotated)
         ]
         for task in sorted(found, key=lambda task: (task["updated_at"] if since else "", task["id"])):
             shown = {name: value for name, value in task.items() if name in wanted}
@@ -70,6 +80,35 @@ class FakeGateway:
                     for annotation in shown["annotations"]
                 ]
             yield copy.deepcopy(shown)
+
+    def latest(self, project: int) -> str | None:
+        self.calls.append("latest")
+        return max((task["updated_at"] for task in self._of(project)), default=None)
+
+    def unannotated(self, project: int, tasks: Sequence[int]) -> int:
+        self.calls.append("unannotated")
+        return sum(not _count(task) for task in self._of(project, tasks))
+
+    def unpredicted(self, project: int, tasks: Sequence[int], model_version: str) -> int:
+        self.calls.append("unpredicted")
+        return sum(
+            all(prediction["model_version"] != model_version for prediction in task["predictions"])
+            for task in self._of(project, tasks)
+        )
+
+    def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
+        self.calls.append("settled")
+        found = self._of(project, tasks)
+        moments = {task["updated_at"] for task in found}
+        whole = len(found) == len(tasks) and len(moments) == 1
+        if whole and all(_count(task) == 1 and self._changed_by[task["id"]] == by for task in found):
+            return str(moments.pop())
+        return None
+
+    def _of(self, project: int, ids: Sequence[int] | None = None) -> list[Json]:
+        self.project(project)
+        numbers = self._tasks if ids is None else sorted(set(ids) & self._tasks.keys())
+        return [self._tasks[number] for number in numbers if self._tasks[number]["project"] == project]
 
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
         self.calls.append("import_tasks")
@@ -100,18 +139,36 @@ class FakeGateway:
             task["predictions"].append({"id": next(self._numbers), **copy.deepcopy(prediction)})
         return len(predictions)
 
+    def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
+        self.calls.append("delete_tasks")
+        self.project(project)
+        for number in tasks:
+            if self._tasks.get(number, {}).get("project") == project:
+                del self._tasks[number]
+
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         self.calls.append("predictions_to_annotations")
-        self.project(project)
-        for task in [task for task in self._tasks.values() if task["project"] == project and task["id"] in tasks]:
-            made = {annotation["parent_prediction"] for annotation in task["annotations"]}
-            for prediction in task["predictions"]:
-                if prediction["model_version"] == model_version and prediction["id"] not in made:
+        made: list[Json] = []
+        for task in self._of(project, tasks):
+            parents = {annotation["parent_prediction"] for annotation in task["annotations"]}
+            found = [p for p in task["predictions"] if p["model_version"] == model_version]
+            lacking = [prediction for prediction in found if prediction["id"] not in parents]
+            if lacking and not _count(task):
+                for prediction in lacking:
                     self._annotate(task, prediction["result"], self.user().id, parent=prediction["id"])
+                made.append(task)
+        now = self._tick()
+        for task in made:  # as on the server, at one moment
+            task["updated_at"] = now
 
-    def update_annotation(self, annotation: int, result: Sequence[Json]) -> None:
+    def update_annotation(self, annotation: int, result: Sequence[Json]) -> str:
         self.calls.append("update_annotation")
-        self._edit(annotation, result, self.user().id)
+        return self._edit(annotation, result, self.user().id)
+
+    def delete_annotation(self, annotation: int) -> None:
+        self.calls.append("delete_annotation")
+        with contextlib.suppress(Missing):
+            self._delete(annotation, self.user().id)
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         self.calls.append("upload")
@@ -120,6 +177,19 @@ class FakeGateway:
         urls = [f"/data/upload/{project}/{next(self._numbers):08x}-{name}" for name in names]
         self.files.update(zip(urls, (content for _, content in files), strict=True))
         return urls
+
+    def webhooks(self, project: int) -> list[Webhook]:
+        return [hook for of, hook in self._webhooks.values() if of == project]
+
+    def ensure_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
+        self.project(project)
+        known = [hook.id for hook in self.webhooks(project) if hook.url == url]
+        number = known[0] if known else next(self._numbers)
+        hook = Webhook(number, url, frozenset(WEBHOOK_ACTIONS), True, dict(headers))
+        self._webhooks[number] = project, hook
+
+    def breathe(self) -> None:
+        pass
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
         self.hotkeys.update(hotkeys)
@@ -143,11 +213,14 @@ class FakeGateway:
         """A person changes an annotation."""
         self._edit(annotation, result, by)
 
-    def delete(self, annotation: int) -> None:
+    def delete(self, annotation: int, by: int = 2) -> None:
         """A person deletes an annotation."""
+        self._delete(annotation, by)
+
+    def _delete(self, annotation: int, by: int) -> None:
         task, found = self._find(annotation)
         task["annotations"].remove(found)
-        task["updated_at"] = self._tick()
+        self._changed(task, by)
 
     def _annotate(
         self,
@@ -169,14 +242,20 @@ class FakeGateway:
             "updated_at": self._tick(),
         }
         task["annotations"].append(made)
-        task["updated_at"] = self._tick()
+        self._changed(task, by)
         number: int = made["id"]
         return number
 
-    def _edit(self, annotation: int, result: Sequence[Json], by: int) -> None:
+    def _edit(self, annotation: int, result: Sequence[Json], by: int) -> str:
         task, found = self._find(annotation)
-        found.update(result=copy.deepcopy(list(result)), updated_by=by, updated_at=self._tick())
+        at = self._tick()
+        found.update(result=copy.deepcopy(list(result)), updated_by=by, updated_at=at)
+        self._changed(task, by)
+        return at
+
+    def _changed(self, task: Json, by: int) -> None:
         task["updated_at"] = self._tick()
+        self._changed_by[task["id"]] = by
 
     def _find(self, annotation: int) -> tuple[Json, Json]:
         for task in self._tasks.values():
@@ -193,3 +272,8 @@ class FakeGateway:
     def _tick(self) -> str:
         self._now += timedelta(milliseconds=1)
         return self._now.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _count(task: Json) -> int:
+    """How many annotations a task has, skips aside."""
+    return sum(not annotation["was_cancelled"] for annotation in task["annotations"])

@@ -1,33 +1,35 @@
-"""The gateway to Label Studio's API: everything the product asks of the server, and nothing else.
-
-Reads and whole-value writes are repeated by the SDK when the server stumbles; a call that would add a thing
-twice when repeated is sent once.
-"""
+"""The gateway to Label Studio's API: everything the product asks of the server, and nothing else."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urljoin, urlsplit
 
 import httpx
-from label_studio_sdk import LabelStudio
-from label_studio_sdk.core.api_error import ApiError
-from label_studio_sdk.core.request_options import RequestOptions
 
-from propagation.errors import ImageError, Missing, NotLabelStudio, Refused, ServerError, Unreachable
+from plugin.label_studio.files import Addresses, Files
+from plugin.label_studio.pace import TARGET, Pace
+from plugin.label_studio.wire import Forbidden, Observe, Repeat, TooLarge, Wire, is_label_studio, without_secrets
+from propagation.errors import Missing, ServerError, SettingsError
+
+log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 T = TypeVar("T")
+Filter = tuple[str, str, str, Any]  # column, operator, type and value, as the Data Manager names them
 
 FILES_A_REQUEST = 100
-TASKS_A_REQUEST = 1000
+IDS_A_REQUEST = 500  # in an address, of which proxies take some 8 kB
 TASKS_A_PAGE = 500
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"  # the only one that a filter of tasks takes
+WEBHOOK_ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
+UNANNOTATED: Filter = ("total_annotations", "equal", "Number", 0)
 
 
 @dataclass(frozen=True)
@@ -48,13 +50,28 @@ class Project:
     description: str = ""
 
 
+@dataclass(frozen=True)
+class Webhook:
+    """Where the server sends what happens in a project; headers bear a secret."""
+
+    id: int
+    url: str
+    actions: frozenset[str]
+    active: bool
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
 class Gateway(Protocol):
     """What the product needs of an annotation tool's server. Every method raises ServerError's kinds.
 
-    1. Tasks, predictions and annotations are the server's own JSON.
-    2. ``import_*`` and ``upload`` add again when called again: the caller looks up first.
-    3. ``predictions_to_annotations``, ``update_annotation`` and ``update_project`` may be repeated.
+    1. Tasks, predictions and annotations are the server's own JSON; times are as ``moment`` writes them.
+    2. ``import_*``, ``upload`` and ``create_project`` add again when called again: the caller looks up first.
+    3. All others may be repeated.
+
+    pace: how many items a bulk call takes.
     """
+
+    pace: Pace
 
     @property
     def url(self) -> str: ...
@@ -70,12 +87,39 @@ class Gateway(Protocol):
     ) -> Project: ...
 
     def tasks(
-        self, project: int, include: Sequence[str], since: str | None = None, ids: Sequence[int] | None = None
+        self,
+        project: int,
+        include: Sequence[str],
+        since: str | None = None,
+        ids: Sequence[int] | None = None,
+        without: Sequence[str] = (),
+        annotated: bool = False,
     ) -> Iterator[Json]:
-        """The tasks of a project with the fields named, oldest change first.
+        """The tasks of a project with the fields named, in the order of their ids.
 
-        include: names of task fields, and of fields of nested annotations and predictions.
-        since: only those changed after this time (ISO 8601). ids: only these tasks.
+        include: names of task fields, and of fields of nested annotations and predictions. since: only those
+        changed after this time (ISO 8601), oldest change first; one that changes meanwhile may come twice, none
+        is left out. ids: only these tasks. without: not those whose last change was at one of these moments.
+        annotated: only those with an annotation that is no skip.
+        """
+        ...
+
+    def latest(self, project: int) -> str | None:
+        """When a task of the project changed last; None where there is no task."""
+        ...
+
+    def unannotated(self, project: int, tasks: Sequence[int]) -> int:
+        """How many of these tasks are there and have no annotation, skips aside."""
+        ...
+
+    def unpredicted(self, project: int, tasks: Sequence[int], model_version: str) -> int:
+        """How many of these tasks are there and have no prediction of that version."""
+        ...
+
+    def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
+        """When all of these tasks changed last, if that was one and the same change by this user.
+
+        And each holds one annotation, skips aside; else None.
         """
         ...
 
@@ -83,15 +127,25 @@ class Gateway(Protocol):
         """Add tasks; their ids, in order."""
         ...
 
+    def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
+        """Delete tasks with all that belongs to them; what is not there is left out."""
+        ...
+
     def import_predictions(self, project: int, predictions: Sequence[Json]) -> int:
         """Add predictions (each with task, result, model_version); how many were added."""
         ...
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
-        """Make an annotation of each task's prediction of that version, unless there is one already."""
+        """Make an annotation of each task's prediction of that version, unless it has one already, skips aside."""
         ...
 
-    def update_annotation(self, annotation: int, result: Sequence[Json]) -> None: ...
+    def update_annotation(self, annotation: int, result: Sequence[Json]) -> str:
+        """Give an annotation another result; the annotation's ``updated_at`` after that."""
+        ...
+
+    def delete_annotation(self, annotation: int) -> None:
+        """Delete an annotation; one that is gone already is no error."""
+        ...
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         """Store files (name, content) with the project without making tasks; their URL paths, in order."""
@@ -101,18 +155,34 @@ class Gateway(Protocol):
         """Set keys of the caller's own account, beside those that it has."""
         ...
 
+    def webhooks(self, project: int) -> list[Webhook]:
+        """The webhooks of a project."""
+        ...
+
+    def ensure_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
+        """Have what people do in a project sent to an address; known again by it, and brought up to date.
+
+        Raises SettingsError where the server does not send to such an address.
+        """
+        ...
+
     def read_file(self, location: str) -> bytes:
         """The content of an image value of a task. Raises ImageError when there is none to be had."""
         ...
 
+    def breathe(self) -> None:
+        """Leave the server alone for a while, where its quick calls have become slow."""
+        ...
+
 
 class LabelStudioGateway:
-    """The real server, through label-studio-sdk.
+    """The real server.
 
     url: address, with its sub-path where it has one; token: a personal access token or a legacy one.
-    image_hosts: further hosts (``host`` or ``host:port``) from which image addresses may be read.
+    image_hosts: further hosts (``host`` or ``host:port``) from which image addresses may be read. observe: is told
+    of each request: its name, its seconds, and whether it went well.
     Raises Refused for a token that has expired or that no server can have made, Unreachable for a url that
-    is none.
+    is none, SettingsError for an image host that is none.
     """
 
     def __init__(
@@ -122,269 +192,391 @@ class LabelStudioGateway:
         image_hosts: Sequence[str] = (),
         timeout: float = 60,
         transport: httpx.BaseTransport | None = None,
+        observe: Observe = lambda name, seconds, ok: None,
+        pace: Pace | None = None,
     ) -> None:
-        self._url = url.rstrip("/") + "/"
-        if not (token.isascii() and token.isprintable()) or " " in token or not token:
-            # the HTTP library would refuse it too, in a message that shows it
-            raise _refused(self.url, "it is empty or has a character that no token has, a line break perhaps")
-        try:
-            self._host = urlsplit(self._url).netloc
-        except ValueError as error:
-            raise Unreachable(f"{url} is no address ({error}); correct LABEL_STUDIO_URL") from error
-        self._hosts = {self._host, *image_hosts}
-        self._http = httpx.Client(timeout=timeout, follow_redirects=True, transport=transport)
-        try:
-            client = LabelStudio(base_url=self._url, api_key=token, httpx_client=self._http)
-        except ApiError as error:
-            self._http.close()
-            raise self._not_logged_in(error) from error
-        self._wrapper = client._client_wrapper
+        self.pace = pace or Pace()
+        addresses = Addresses(url.rstrip("/") + "/", image_hosts)
+        self._path = addresses.path
+        self._wire = Wire(url, token, timeout, transport, observe)
+        self._files = Files(self._wire, addresses)
 
     def close(self) -> None:
         """Close the connections to the server."""
-        self._http.close()
+        self._wire.close()
 
     @property
     def url(self) -> str:
-        return self._url.rstrip("/")
+        return self._wire.url
+
+    def answer(self, method: str, path: str, **request: Any) -> httpx.Response:
+        """What the server answers to one request, sent once: refusals too, which other methods raise."""
+        return self._wire.answer(method, path, **request)
+
+    # accounts and projects
 
     def user(self) -> User:
-        version = self._call("GET", "api/version")
-        if not isinstance(version, dict) or "label-studio-os-package" not in version:
-            raise NotLabelStudio(_not_label_studio(self.url))
-        me = self._call("GET", "api/current-user/whoami")
-        return User(me["id"], me["email"])
+        self._wire.get("version", "api/version", is_label_studio)
+        return self._wire.get("user", "api/current-user/whoami", lambda me: User(_id(me), str(me["email"])))
+
+    def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
+        own = self._wire.get("user", "api/current-user/whoami", lambda me: dict(me.get("custom_hotkeys") or {}))
+        body = {"custom_hotkeys": {**own, **hotkeys}}
+        self._wire.call("set_hotkeys", "PATCH", "api/current-user/hotkeys/", dict, body=body)
 
     def projects(self) -> list[Project]:
         found: list[Project] = []
-        page = 1
-        while True:
-            answer = self._call("GET", "api/projects/", params={"page": page, "page_size": 100})
-            found.extend(_project(item) for item in answer["results"])
-            if not answer.get("next"):
-                return found
+        page, more = 0, True
+        while more:
             page += 1
+            here, more = self._wire.get(
+                "projects",
+                "api/projects/",
+                lambda answer: ([_project(item) for item in answer["results"]], bool(answer.get("next"))),
+                page=page,
+                page_size=100,
+            )
+            found.extend(here)
+        return found
 
     def project(self, number: int) -> Project:
-        return _project(self._call("GET", f"api/projects/{number}/"))
+        return self._wire.get("project", f"api/projects/{number}/", _project)
 
     def create_project(
         self, title: str, label_config: str, description: str, settings: Mapping[str, Any]
     ) -> Project:
         body = {"title": title, "label_config": label_config, "description": description, **settings}
-        return _project(self._once("api/projects/", json=body))
+        return self._wire.call("create_project", "POST", "api/projects/", _project, "never", body=body)
+
+    # what is there
 
     def tasks(
-        self, project: int, include: Sequence[str], since: str | None = None, ids: Sequence[int] | None = None
+        self,
+        project: int,
+        include: Sequence[str],
+        since: str | None = None,
+        ids: Sequence[int] | None = None,
+        without: Sequence[str] = (),
+        annotated: bool = False,
     ) -> Iterator[Json]:
-        query: Json = {"ordering": ["tasks:updated_at"] if since else ["tasks:id"]}
-        if since:
-            changed = {
-                "filter": "filter:tasks:updated_at",
-                "operator": "greater",
-                "type": "Datetime",
-                "value": datetime.fromisoformat(since).astimezone(UTC).strftime(TIME_FORMAT),
-            }
-            query["filters"] = {"conjunction": "and", "items": [changed]}
-        if ids is None:
-            yield from self._pages(project, include, query)
-            return
-        for part in chunks(ids, TASKS_A_PAGE):
-            yield from self._pages(project, include, query | {"selectedItems": {"all": False, "included": part}})
+        filters: list[Filter] = []
+        if annotated:
+            filters.append(("total_annotations", "greater", "Number", 0))
+        if without:
+            filters.append(("updated_at", "not_in_list", "Datetime", list(without)))
+        for part in [None] if ids is None else chunks(ids, IDS_A_REQUEST):
+            if since is None:
+                yield from self._by_id(project, include, filters, part)
+            else:
+                yield from self._by_time(project, include, filters, part, moment(since))
 
-    def _pages(self, project: int, include: Sequence[str], query: Json) -> Iterator[Json]:
-        seen, total, page = 0, 1, 1
-        while seen < total:
-            answer = self._call(
-                "GET",
-                "api/tasks/",
-                params={
-                    "project": project,
-                    "page": page,
-                    "page_size": TASKS_A_PAGE,
-                    "fields": "all",
-                    "include": ",".join(["id", "updated_at", *include]),
-                    "query": json.dumps(query),
-                },
-            )
-            yield from answer["tasks"]
-            total, page = answer["total"], page + 1
-            seen += len(answer["tasks"])
-            if not answer["tasks"]:
+    def _by_id(
+        self, project: int, include: Sequence[str], filters: list[Filter], ids: Sequence[int] | None
+    ) -> Iterator[Json]:
+        # a page begins after the last task of the one before, since a deletion moves all behind it up by one
+        last = 0
+        while True:
+            after: Filter = ("id", "greater", "Number", last)
+            page, total = self._page("tasks", project, include, [*filters, after], ids, "id", last)
+            yield from page
+            if not page or len(page) == total:
                 return
+            last = page[-1]["id"]
+
+    def _by_time(
+        self, project: int, include: Sequence[str], filters: list[Filter], ids: Sequence[int] | None, since: str
+    ) -> Iterator[Json]:
+        # Pages by number would leave tasks out: one that changes meanwhile moves to the end of the list, and all
+        # behind it move up by one. So a page begins after the time of the last task of the one before; those of
+        # just that time, which the page may have cut off, are read by their ids.
+        while True:
+            later: Filter = ("updated_at", "greater", "Datetime", since)
+            page, total = self._page("tasks", project, include, [*filters, later], ids, "updated_at", since)
+            yield from page
+            if not page or len(page) == total:
+                return
+            since = page[-1]["updated_at"]
+            same: Filter = ("updated_at", "equal", "Datetime", since)
+            yield from self._by_id(project, include, [*filters, same], ids)
+
+    def _page(
+        self,
+        name: str,
+        project: int,
+        include: Sequence[str],
+        filters: Sequence[Filter],
+        ids: Sequence[int] | None,
+        order: str,
+        after: Any = None,
+        size: int | None = None,
+    ) -> tuple[list[Json], int]:
+        """The first tasks that pass the filters, and how many do. after: of which in ``order`` all come."""
+        query: Json = {"ordering": [f"tasks:{order}"]}
+        if filters:
+            query["filters"] = _filters(filters)
+        if ids is not None:
+            query["selectedItems"] = {"all": False, "included": list(ids)}
+        nested = {"annotations", "predictions"}.intersection(include)
+
+        def read(answer: Any) -> tuple[list[Json], int]:
+            page, total = [_task(task, nested) for task in answer["tasks"]], int(answer["total"])
+            if len(page) > total or (after is not None and page and page[0][order] <= after):
+                raise ValueError("these are not the tasks that were asked for")
+            return page, total
+
+        return self._wire.get(
+            name,
+            "api/tasks/",
+            read,
+            project=project,
+            page=1,
+            page_size=size or TASKS_A_PAGE,
+            fields="all" if nested else "task_only",
+            include=",".join(["id", "updated_at", *include]),
+            query=json.dumps(query, separators=(",", ":")),
+        )
+
+    def latest(self, project: int) -> str | None:
+        page, _ = self._page("latest", project, [], [], None, "-updated_at", size=1)
+        return str(page[0]["updated_at"]) if page else None
+
+    def unannotated(self, project: int, tasks: Sequence[int]) -> int:
+        return self._count("unannotated", project, tasks, UNANNOTATED)
+
+    def unpredicted(self, project: int, tasks: Sequence[int], model_version: str) -> int:
+        lacking = ("predictions_model_versions", "not_contains", "List", [model_version])
+        return self._count("unpredicted", project, tasks, lacking)
+
+    def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
+        page, _ = self._page("settled", project, [], [], tasks[:1], "id", size=1) if tasks else ([], 0)
+        if not page:
+            return None
+        at = str(page[0]["updated_at"])
+        count = self._count(
+            "settled",
+            project,
+            tasks,
+            ("updated_at", "equal", "Datetime", at),
+            ("updated_by", "contains", "List", by),
+            ("total_annotations", "equal", "Number", 1),
+        )
+        return at if count == len(tasks) else None
+
+    def _count(self, name: str, project: int, tasks: Sequence[int], *filters: Filter) -> int:
+        """How many of these tasks pass the filters; quick, since the database counts them."""
+        count = 0
+        for part in chunks(tasks, IDS_A_REQUEST):
+            began = time.monotonic()
+            count += self._page(name, project, [], filters, part, "id", size=1)[1]
+            self.pace.felt(name, time.monotonic() - began)
+        return count
+
+    # what is changed
 
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
-        ids: list[int] = []
-        for part in chunks(tasks, TASKS_A_REQUEST):
-            path = f"api/projects/{project}/import"
-            ids.extend(self._once(path, params={"return_task_ids": "true"}, json=part)["task_ids"])
-        return ids
+        path, params = f"api/projects/{project}/import", {"return_task_ids": "true"}
+
+        def send(part: Sequence[Json]) -> list[int]:
+            read = _numbers("task_ids", len(part))
+            return self._wire.call("import_tasks", "POST", path, read, "never", params=params, body=part)
+
+        return [number for made in self._bulk("tasks", tasks, send) for number in made]
+
+    def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
+        for part in chunks(tasks):  # never an empty one, by which the server means all tasks
+            self._act("delete_tasks", project, part, {}, "always")
 
     def import_predictions(self, project: int, predictions: Sequence[Json]) -> int:
-        created = 0
-        for part in chunks(predictions, TASKS_A_REQUEST):
-            created += self._once(f"api/projects/{project}/import/predictions", json=part)["created"]
-        return created
+        path = f"api/projects/{project}/import/predictions"
+
+        def send(part: Sequence[Json]) -> int:
+            return self._wire.call(
+                "import_predictions", "POST", path, lambda answer: int(answer["created"]), "never", body=part
+            )
+
+        return sum(self._bulk("predictions", predictions, send))
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
-        for part in chunks(tasks, TASKS_A_REQUEST):
-            body = {
-                "selectedItems": {"all": False, "included": part},
-                "model_version": model_version,
-                "project": str(project),
-            }
-            params = {"id": "predictions_to_annotations", "project": project}
-            self._call("POST", "api/dm/actions", params=params, json=body)
+        # the server looks again itself: somebody may have annotated a task since the caller looked
+        more = {"model_version": model_version, "filters": _filters([UNANNOTATED])}
 
-    def update_annotation(self, annotation: int, result: Sequence[Json]) -> None:
-        self._call("PATCH", f"api/annotations/{annotation}/", json={"result": list(result)})
+        def send(part: Sequence[int]) -> None:
+            # begun anew while it still runs, it would make the annotations twice
+            self._act("predictions_to_annotations", project, part, more, "done")
+
+        for _ in self._bulk("annotations", tasks, send):
+            pass
+
+    def _act(self, action: str, project: int, tasks: Sequence[int], more: Json, repeat: Repeat) -> None:
+        body = {"selectedItems": {"all": False, "included": list(tasks)}, "project": str(project), **more}
+        params = {"id": action, "project": project}
+        self._wire.call(
+            action, "POST", "api/dm/actions", lambda answer: answer["detail"], repeat, params=params, body=body
+        )
+
+    def update_annotation(self, annotation: int, result: Sequence[Json]) -> str:
+        path, body = f"api/annotations/{annotation}/", {"result": list(result)}
+        return self._wire.call(
+            "update_annotation", "PATCH", path, lambda answer: moment(answer["updated_at"]), body=body
+        )
+
+    def delete_annotation(self, annotation: int) -> None:
+        try:
+            self._wire.call("delete_annotation", "DELETE", f"api/annotations/{annotation}/", lambda answer: None)
+        except Missing:
+            log.info("annotation %s is gone already", annotation)
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
-        urls: list[str] = []
-        for part in chunks(files, FILES_A_REQUEST):
+        path, params = f"api/projects/{project}/import", {"commit_to_project": "false"}
+
+        def send(part: Sequence[tuple[str, bytes]]) -> list[str]:
             # a repeated field name would keep only one of its files
             sent = {f"file{place}": file for place, file in enumerate(part)}
-            path = f"api/projects/{project}/import"
-            ids = self._once(path, params={"commit_to_project": "false"}, files=sent)["file_upload_ids"]
-            stored = self._call("GET", f"api/projects/{project}/file-uploads", params={"ids": json.dumps(ids)})
-            place_of = {item["id"]: "/data/" + item["file"] for item in stored}
-            urls.extend(place_of[number] for number in ids)
-        return urls
+            read = _numbers("file_upload_ids", len(part))
+            numbers = self._wire.call("upload", "POST", path, read, "never", params=params, files=sent)
 
-    def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
-        own = self._call("GET", "api/current-user/whoami").get("custom_hotkeys") or {}
-        self._call("PATCH", "api/current-user/hotkeys/", json={"custom_hotkeys": {**own, **hotkeys}})
+            def places(answer: Any) -> list[str]:
+                stored = {_id(item): str(item["file"]) for item in answer}
+                return [f"{self._path}data/{stored[number]}" for number in numbers]
+
+            return self._wire.get(
+                "uploads", f"api/projects/{project}/file-uploads", places, ids=json.dumps(numbers)
+            )
+
+        return [place for made in self._bulk("files", files, send, FILES_A_REQUEST) for place in made]
+
+    def webhooks(self, project: int) -> list[Webhook]:
+        return self._wire.get(
+            "webhooks",
+            "api/webhooks/",
+            lambda answer: [_webhook(hook) for hook in answer if hook["project"] == project],
+            project=project,
+        )
+
+    def ensure_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
+        body = {
+            "project": project,
+            "url": url,
+            "headers": dict(headers),
+            "actions": WEBHOOK_ACTIONS,
+            "send_for_all_actions": False,
+            "send_payload": True,
+            "is_active": True,
+        }
+        known = next((hook for hook in self.webhooks(project) if hook.url == url), None)
+        try:
+            if known is None:
+                self._wire.call("ensure_webhook", "POST", "api/webhooks/", _webhook, "never", body=body)
+            else:
+                self._wire.call("ensure_webhook", "PATCH", f"api/webhooks/{known.id}/", _webhook, body=body)
+        except Forbidden as error:
+            raise SettingsError(
+                f"{self.url} takes no webhook to {without_secrets(url)} ({error.said}); start Label Studio with "
+                "USE_DEFAULT_BANNED_SUBNETS=false, or with SSRF_PROTECTION_ENABLED=false for webhooks alone, or "
+                "take webhook_url out of the settings"
+            ) from error
+
+    # in bulk, and gently
+
+    def _bulk(
+        self, kind: str, items: Sequence[Any], send: Callable[[Sequence[Any]], T], most: int | None = None
+    ) -> Iterator[T]:
+        """Send items in as many calls as the pace asks for."""
+        place = 0
+        while place < len(items):
+            part = items[place : place + min(self.pace.size(kind), most or len(items))]
+            self.breathe()
+            began = time.monotonic()
+            try:
+                made = send(part)
+            except TooLarge:
+                if len(part) == 1:
+                    raise
+                self.pace.refused(kind, len(part))
+                continue
+            except ServerError:
+                if time.monotonic() - began > TARGET:  # it may have been too much, and would be again
+                    self.pace.took(kind, len(part), time.monotonic() - began)
+                raise
+            self.pace.took(kind, len(part), time.monotonic() - began)
+            place += len(part)
+            yield made
+
+    def breathe(self) -> None:
+        if self.pace.numb:
+            began = time.monotonic()
+            self._wire.get("user", "api/current-user/whoami", _id)
+            self.pace.felt("user", time.monotonic() - began)
+        self.pace.rest()
 
     def read_file(self, location: str) -> bytes:
-        # a task's own path is the server's, whatever sub-path the server has
-        address = urljoin(self._url, location.lstrip("/")) if location.startswith("/") else location
-        try:
-            parts = urlsplit(address)
-            httpx.URL(address)
-        except (ValueError, httpx.InvalidURL) as error:
-            raise ImageError(f"image {location!r} is no address ({error}); correct the task's data") from error
-        if parts.scheme not in ("http", "https"):
-            raise ImageError(
-                f"image {location!r}: only http(s) addresses and the server's own paths can be read; "
-                "let Label Studio serve the image"
-            )
-        if parts.netloc not in self._hosts:
-            raise ImageError(
-                f"image {location!r}: its host {parts.netloc} is not trusted; "
-                "add it to image_hosts in the settings if it is yours"
-            )
-        own = parts.netloc == self._host
-        try:
-            headers = self._headers() if own else None
-            answer = self._http.get(address, headers=headers, follow_redirects=own)
-        except httpx.HTTPError as error:
-            raise Unreachable(
-                f"image {location!r} cannot be read from {parts.netloc} ({str(error) or type(error).__name__}); "
-                "run the command again when it answers"
-            ) from error
-        if own and answer.status_code == httpx.codes.UNAUTHORIZED:
-            raise _refused(self.url, _said(answer))
-        if answer.status_code != httpx.codes.OK:
-            raise ImageError(
-                f"image {location!r}: {parts.netloc} answers {answer.status_code}; "
-                "restore the file, or delete the task"
-            )
-        return answer.content
-
-    def _once(self, path: str, **request: Any) -> Any:
-        return self._call("POST", path, once=True, **request)
-
-    def _call(self, method: str, path: str, once: bool = False, **request: Any) -> Any:
-        options: RequestOptions = {"max_retries": 0} if once else {}
-        try:
-            self._headers()
-            answer = self._wrapper.httpx_client.request(path, method=method, request_options=options, **request)
-        except httpx.HTTPError as error:
-            raise Unreachable(
-                f"no answer from Label Studio at {self.url} ({str(error) or type(error).__name__}); "
-                "start it, or correct LABEL_STUDIO_URL"
-            ) from error
-        if answer.is_success:
-            try:
-                return answer.json() if answer.content else None
-            except ValueError as error:
-                raise NotLabelStudio(_not_label_studio(self.url)) from error
-        self._raise(method, path, answer)
-        return None
-
-    def _headers(self) -> dict[str, str]:
-        """The headers of the caller's account; a personal access token is exchanged for a fresh one here."""
-        try:
-            return self._wrapper.get_headers()
-        except ApiError as error:
-            raise self._not_logged_in(error) from error
-        except ValueError as error:  # the exchange was not answered in JSON
-            raise NotLabelStudio(_not_label_studio(self.url)) from error
-
-    def _not_logged_in(self, error: ApiError) -> ServerError:
-        if error.status_code in (400, 401, 403):
-            said = error.body.get("detail") if isinstance(error.body, dict) else error.body
-            return _refused(self.url, str(said))
-        if error.status_code == httpx.codes.NOT_FOUND:
-            return NotLabelStudio(_not_label_studio(self.url))
-        return ServerError(
-            f"POST api/token/refresh/: {self.url} answers {error.status_code}; "
-            "look in the server's log, then run the command again"
-        )
-
-    def _raise(self, method: str, path: str, answer: httpx.Response) -> None:
-        said = _said(answer)
-        if answer.status_code in (401, 403):
-            raise _refused(self.url, said)
-        if answer.status_code == httpx.codes.NOT_FOUND:
-            if "label-studio-os-package" not in self._probe():
-                raise NotLabelStudio(_not_label_studio(self.url))
-            raise Missing(f"{method} {path}: {self.url} has no such thing ({said}); it may have been deleted")
-        raise ServerError(
-            f"{method} {path}: {self.url} answers {answer.status_code} ({said}); "
-            "look in the server's log, then run the command again"
-        )
-
-    def _probe(self) -> str:
-        try:
-            return self._http.get(urljoin(self._url, "api/version")).text
-        except httpx.HTTPError:
-            return ""
+        return self._files.read(location)
 
 
-def chunks(items: Iterable[T], size: int = TASKS_A_REQUEST) -> Iterator[list[T]]:
+def chunks(items: Iterable[T], size: int = 1000) -> Iterator[list[T]]:
     """The items in order, in lists of at most ``size``, each taken when the one before is done with."""
     rest = iter(items)
     while part := list(islice(rest, size)):
         yield part
 
 
-def _project(item: Mapping[str, Any]) -> Project:
-    return Project(item["id"], item["title"], item["label_config"], item.get("description") or "")
+def moment(stamp: str) -> str:
+    """A time (ISO 8601) in UTC, in the one form that a filter of tasks takes; such times are in order as texts."""
+    if len(stamp) == len("2026-01-01T00:00:00.000000Z") and stamp.endswith("Z"):
+        return stamp
+    at = datetime.fromisoformat(stamp)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC).strftime(TIME_FORMAT)
 
 
-def _not_label_studio(url: str) -> str:
-    return f"what answers at {url} is not Label Studio; correct LABEL_STUDIO_URL (with its sub-path, if any)"
+def _filters(filters: Iterable[Filter]) -> Json:
+    items = [
+        {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+        for column, operator, kind, value in filters
+    ]
+    return {"conjunction": "and", "items": items}
 
 
-def _said(answer: httpx.Response) -> str:
-    """What an error answer says, without its markup."""
-    try:
-        body = answer.json()
-    except ValueError:
-        return "no reason given" if "html" in answer.headers.get("content-type", "") else answer.text[:300]
-    if not isinstance(body, dict):
-        return str(body)[:300]
-    return " ".join(str(body[name]) for name in ("detail", "validation_errors") if body.get(name))[:300]
+# what answers are made of; each raises what Python raises for JSON of another form
 
 
-def _refused(url: str, said: str) -> Refused:
-    if "legacy token" in said:
-        return Refused(
-            f"{url} has legacy tokens switched off; make a personal access token on its Account & Settings "
-            "page and set LABEL_STUDIO_API_KEY to it"
-        )
-    return Refused(
-        f"{url} refuses the token ({said}); make a new one on its Account & Settings page and set "
-        "LABEL_STUDIO_API_KEY to it"
+def _id(item: Any) -> int:
+    number = item["id"]
+    if type(number) is not int:
+        raise TypeError(f"{number!r} is no id")
+    return number
+
+
+def _numbers(name: str, count: int) -> Callable[[Any], list[int]]:
+    def read(answer: Any) -> list[int]:
+        numbers = [_id({"id": number}) for number in answer[name]]
+        if len(numbers) != count:
+            raise ValueError(f"{len(numbers)} ids for {count} things")
+        return numbers
+
+    return read
+
+
+def _project(item: Any) -> Project:
+    return Project(_id(item), str(item["title"]), str(item["label_config"]), item.get("description") or "")
+
+
+def _webhook(item: Any) -> Webhook:
+    return Webhook(
+        _id(item),
+        str(item["url"]),
+        frozenset(map(str, item["actions"])),
+        bool(item["is_active"]),
+        dict(item.get("headers") or {}),
     )
+
+
+def _task(task: Any, nested: Iterable[str]) -> Json:
+    _id(task)
+    task["updated_at"] = moment(task["updated_at"])
+    if not isinstance(task.get("data", {}), dict):
+        raise TypeError("its data is no object")
+    for name in nested:
+        for item in task.get(name) or ():
+            _id(item)
+    found: Json = task
+    return found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -13,7 +15,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from propagation.errors import ImageError
 
 LOCAL_FILES = "/data/local-files/"
-LARGEST = 500_000_000  # pixels: a large slide, and 1.5 GB as RGB
+#: What is read. Not what runs a program (EPS runs Ghostscript), wraps other formats (PDF, ICNS), or is no image.
+FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+LARGEST = 200_000_000  # pixels: some 1.4 GB while an image is decoded, 0.6 GB after
+LARGEST_TILE = 4096**2  # pixels of a TIFF's tile far larger than its image: it is decoded whole
+TILE_SIZE = (322, 323)  # a TIFF's tags for the width and the height of its tiles
+STRIP = 2**22  # pixels that are converted at once
+LONGEST_SHOWN = 300  # characters of a location in a message
 Image.MAX_IMAGE_PIXELS = None  # the limit here is checked before decoding, in words
 
 
@@ -26,7 +34,7 @@ def image_key(location: str) -> str:
     try:
         parts = urlsplit(location)
     except ValueError:
-        return quote(location)
+        return quote(location, errors="surrogatepass")
     if parts.path.endswith(LOCAL_FILES):
         named = parse_qs(parts.query).get("d", [""])[0]
         return f"{parts._replace(query='', fragment='').geturl()}?d={named}"
@@ -36,34 +44,83 @@ def image_key(location: str) -> str:
 def file_name(key: str) -> str:
     """The last path segment of an image key, as a person would read it."""
     parts = urlsplit(key)
-    path = parse_qs(parts.query)["d"][0] if parts.query.startswith("d=") else parts.path
+    path = parse_qs(parts.query).get("d", [""])[0] if parts.query.startswith("d=") else parts.path
     return unquote(path).rsplit("/", 1)[-1]
 
 
 def decode(location: str, content: bytes) -> NDArray[np.uint8]:
     """The (height, width, 3) RGB pixels of an image file, turned as its EXIF orientation says.
 
-    Raises ImageError when the file is empty, no image, broken, or too large to be one.
+    Of several frames or pages the first is read. Raises ImageError when the file is empty, no image of
+    ``FORMATS``, broken, or too large to be one; what it holds cannot make it take more memory than
+    ``LARGEST`` pixels do.
     """
     try:
-        picture: Any = Image.open(io.BytesIO(content))
-        if picture.width * picture.height > LARGEST:
-            raise ValueError(f"{picture.width} x {picture.height} pixels are more than {LARGEST}")
-        picture = ImageOps.exif_transpose(picture)
-        pixels = np.asarray(_eight_bit(picture).convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        reason = "the file is empty" if not content else str(error)
+        picture = _opened(content)
+        ImageOps.exif_transpose(picture, in_place=True)
+        return _rgb(picture)
+    except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
+        reason = "the file is empty" if not content else str(error) or type(error).__name__
         raise ImageError(
-            f"image {location!r} cannot be read ({reason}); replace the file, or leave the image out"
+            f"image {shown(location)} cannot be read ({reason}); replace the file, or leave the image out"
         ) from error
-    if 0 in pixels.shape:
-        raise ImageError(f"image {location!r} has no pixels; replace the file, or leave the image out")
+
+
+def shown(location: str) -> str:
+    """A task's image value for a message: on one line, without its query, which may hold a signature."""
+    text = image_key(location)
+    return repr(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…")
+
+
+def _opened(content: bytes) -> Any:
+    """The image of a file, not yet decoded, its size checked."""
+    try:
+        picture: Any = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"it is none of {', '.join(FORMATS)}") from error
+    wide, high = picture.size
+    if not wide or not high:
+        raise ValueError("it has no pixels")
+    if wide * high > LARGEST:
+        raise ValueError(f"{wide} x {high} pixels are more than {LARGEST}")
+    tags = getattr(picture, "tag_v2", {})
+    tile = math.prod(int(tags.get(side, 0)) for side in TILE_SIZE)
+    if tile > max(2 * wide * high, LARGEST_TILE):
+        raise ValueError(f"{wide} x {high} pixels are kept in a tile of {tile}")
+    return picture
+
+
+def _rgb(picture: Any) -> NDArray[np.uint8]:
+    """An image's pixels in RGB, strip by strip: a whole copy in another mode would double the memory."""
+    wide, high = picture.size
+    rows = max(1, STRIP // wide)
+    boxes = [(0, top, wide, min(top + rows, high)) for top in range(0, high, rows)]
+    picture.info.pop("transparency", None)  # dropped, as an alpha channel is
+    deep = picture.mode.startswith("I") or picture.mode == "F"
+    low, high_value = _range(picture, boxes) if deep else (0.0, 0.0)
+    pixels = np.empty((high, wide, 3), np.uint8)
+    for box in boxes:
+        strip = picture.crop(box)
+        part = pixels[box[1] : box[3]]
+        if deep:
+            part[:] = _eight_bit(np.asarray(strip, np.float64), low, high_value)[:, :, None]
+        else:
+            part[:] = np.asarray(strip.convert("RGB"))
     return pixels
 
 
-def _eight_bit(picture: Any) -> Any:
-    if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, dtype=np.float64)
-        low, high = float(values.min()), float(values.max())
-        return Image.fromarray(((values - low) * (255 / max(high - low, 1e-9))).astype(np.uint8))
-    return picture
+def _range(picture: Any, boxes: Sequence[tuple[int, int, int, int]]) -> tuple[float, float]:
+    """The least and the greatest value of an image that are numbers; 0 and 0 where none is."""
+    ends: list[float] = []
+    for box in boxes:
+        values = np.asarray(picture.crop(box))
+        numbers = values[np.isfinite(values)]
+        if numbers.size:
+            ends += [float(numbers.min()), float(numbers.max())]
+    return (min(ends), max(ends)) if ends else (0.0, 0.0)
+
+
+def _eight_bit(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.uint8]:
+    """Values between two stretched to 0 to 255; what is no number becomes 0."""
+    known = np.clip(np.nan_to_num(values, nan=low, posinf=high, neginf=low), low, high)
+    return ((known - low) * (255 / max(high - low, 1e-9))).astype(np.uint8)

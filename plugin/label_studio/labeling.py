@@ -10,6 +10,8 @@ from label_studio_sdk._extensions.label_studio_tools.core.label_config import pa
 
 from propagation.errors import ConfigError
 
+LARGEST = 1_000_000  # characters; of the labeling config
+
 
 @dataclass(frozen=True)
 class Labeling:
@@ -39,6 +41,7 @@ def read_labeling(
     brush control on it, or lacks a label for a category.
     """
     try:
+        _check(label_config)
         controls: dict[str, Any] = parse_config(label_config)
     except Exception as error:  # the SDK's parser raises whatever the XML library does
         raise ConfigError(f"project {project!r}: its labeling config cannot be read ({error})") from error
@@ -72,9 +75,17 @@ def read_labeling(
     return labeling
 
 
+def _check(label_config: str) -> None:
+    """Refuse what no labeling config holds, and what an XML library may read files or fill the memory by."""
+    if len(label_config) > LARGEST:
+        raise ValueError(f"it has {len(label_config)} characters, more than {LARGEST}")
+    if "<!DOCTYPE" in label_config:
+        raise ValueError("it declares a document type; take that out")
+
+
 def _images(control: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, source["value"])
         for name, source in zip(control["to_name"], control["inputs"], strict=False)
-        if source["type"] == "Image" and source["value"]
+        if source["type"] == "Image" and source.get("value")
     ]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 from propagation.errors import AnswerError, InputError
+
+LONGEST_NAME = 200  # characters of a category that a question shows
+RIGHT_TO_LEFT = {"R", "AL", "AN"}  # directions of characters, as Unicode names them
+TURNS = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+ISOLATE, END_ISOLATE = "\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"
 
 #: One key a crop, in the order of the grid: its four rows of five are the left hand's block of the keyboard.
 KEYS = tuple("12345qwertasdfgzxcvb")
@@ -51,7 +57,7 @@ class Question:
 def page_task(page_id: str, category: str, questions: Sequence[Question]) -> dict[str, Any]:
     """A page as the body of a task to import, its questions in the order of the grid.
 
-    Category and addresses are shown literally, whatever characters they hold.
+    Category and addresses are shown literally, whatever markup they hold; of a category, as one line.
     Raises InputError for no question, more than there are keys, or a mask asked twice.
     """
     ids = [question.mask_id for question in questions]
@@ -62,7 +68,7 @@ def page_task(page_id: str, category: str, questions: Sequence[Question]) -> dic
         raise InputError(f"page {page_id} asks mask {twice} twice: give each mask once")
     return {
         "data": {
-            "question": f"Which of these are NOT a correctly outlined “{category}”?",
+            "question": f"Which of these are NOT a correctly outlined “{_in_a_line(category)}”?",
             "page": page_id,
             "crops": [_choice(question, key) for question, key in zip(questions, KEYS[: len(ids)], strict=True)],
         }
@@ -76,6 +82,17 @@ def _choice(question: Question, key: str) -> dict[str, str]:
         "hotkey": key,
         "html": f'<img src="{escape(question.crop_url)}" alt=""><kbd>{key}</kbd>',
     }
+
+
+def _in_a_line(name: str) -> str:
+    """A name within a sentence: without line breaks, not too long, its direction of writing kept to itself."""
+    cut = name[: LONGEST_NAME - 1] + "…" if len(name) > LONGEST_NAME else name
+    # control characters and lone halves of a pair are what a database or JSON may not take
+    plain = ("�" if unicodedata.category(each) in ("Cc", "Cs") else each for each in " ".join(cut.split()))
+    line = "".join(each for each in plain if unicodedata.bidirectional(each) not in TURNS)
+    if RIGHT_TO_LEFT.isdisjoint(map(unicodedata.bidirectional, line)):
+        return line
+    return f"{ISOLATE}{line}{END_ISOLATE}"
 
 
 def is_answer(annotation: Mapping[str, Any]) -> bool:

@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from label_studio_sdk.converter.brush import decode_rle, encode_rle
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage
@@ -46,6 +45,8 @@ def regions_of(
             {"points": np.round(ring * (100 / width, 100 / height), 5).tolist(), "closed": True} for ring in rings
         ]
     else:
+        from label_studio_sdk.converter.brush import encode_rle  # with 100 MB of libraries, and brushes are few
+
         kind, control = "brushlabels", labeling.brushes[label]
         alpha = np.repeat(decode(rle).ravel() * np.uint8(255), 4)
         values = [{"format": "rle", "rle": encode_rle(alpha)}]
@@ -76,6 +77,8 @@ def rle_of(regions: Sequence[Mapping[str, Any]]) -> Rle:
             ring = np.array(value["points"]) * (width / 100, height / 100)
             parts.extend(coco.frPyObjects([ring.ravel().tolist()], height, width))
         elif region["type"] == "brushlabels":
+            from label_studio_sdk.converter.brush import decode_rle
+
             alpha = np.asarray(decode_rle(value["rle"])).reshape(height, width, 4)[:, :, 3]
             parts.append(coco.encode(np.asfortranarray(alpha > 0, dtype=np.uint8)))
         else:

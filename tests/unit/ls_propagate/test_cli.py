@@ -1,7 +1,9 @@
 """The command line: it teaches, it answers machines, and it fails in one line."""
 
 import json
+import logging
 import sys
+import warnings
 from dataclasses import asdict
 
 import pytest
@@ -9,6 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ls_propagate import cli, pipeline
+from ls_propagate.doctor.case import Finding
 from propagation.errors import ImageError, StoreError
 
 COMMANDS = sorted(get_command(cli.app).commands)
@@ -17,6 +20,9 @@ COMMANDS = sorted(get_command(cli.app).commands)
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the command line as the console script does: exit code, output, errors."""
+
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
 
     def main(*arguments):
         monkeypatch.setattr(sys, "argv", ["ls-propagate", *arguments])
@@ -28,7 +34,11 @@ def run(monkeypatch, capsys):
         said = capsys.readouterr()
         return code, said.out, said.err
 
-    return main
+    with warnings.catch_warnings():
+        yield main
+        logging.captureWarnings(False)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
@@ -51,7 +61,11 @@ def configured(office, tmp_path):
 
 
 def test_the_commands_are_those_of_the_main_job():
-    assert set(COMMANDS) >= {"connect", "detect", "cluster", "sync", "status", "export", "backend", "demo"}
+    assert set(COMMANDS) >= {"connect", "detect", "cluster", "sync", "status", "export", "backend", "demo"} | {
+        "doctor",
+        "backup",
+        "restore",
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -155,12 +169,79 @@ def test_images_left_out_are_told_on_stderr(run, configured, monkeypatch):
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr(pipeline, "open_gateway", lambda settings: Opened())
+    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: Opened())
     monkeypatch.setattr(pipeline, "detect", lambda *_: (table, [ImageError("image [b]: broken")]))
     code, out, err = run("detect")
     assert code == 0
     assert "left out: image [b]: broken" in err
     assert "24 masks in 2 images" in out
+
+
+def test_a_backup_restores_the_campaign_elsewhere(run, configured, tmp_path, monkeypatch):
+    configured.finished()
+    code, out, _ = run("backup", "[b]kept.zip")
+    assert code == 0
+    assert "MB: [b]kept.zip" in out
+    before = run("status", "--json")[1]
+    monkeypatch.setenv("LS_PROPAGATE_DATA_DIR", str(tmp_path / "other"))
+    code, out, _ = run("restore", "[b]kept.zip")
+    assert code == 0
+    assert "other/store.sqlite" in out
+    assert run("status", "--json")[1] == before
+    code, _, err = run("restore", "[b]kept.zip")
+    assert code == 1
+    assert err.startswith("error: ")
+
+
+def test_nothing_is_no_backup(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("backup", "kept.zip")
+    assert code == 1
+    assert "no project is connected" in err
+    assert not (tmp_path / "kept.zip").exists()
+
+
+FOUND = [Finding("store", "good", "[b]all\n well"), Finding("token", "doubtful", "it ends", "make [another]")]
+
+
+def test_the_doctor_tells_a_finding_a_line_with_its_remedy(run, monkeypatch):
+    monkeypatch.setattr(cli, "examine", lambda config: iter([*FOUND, Finding("pages", "bad", "x" * 300, "y")]))
+    code, out, err = run("doctor")
+    assert (code, err) == (1, "")
+    assert out.splitlines() == [
+        "good     store: [b]all well",
+        "doubtful token: it ends; make [another]",
+        f"bad      pages: {'x' * 300}; y",
+    ]
+
+
+def test_the_doctor_for_machines_is_json_and_what_is_doubtful_is_no_failure(run, monkeypatch):
+    monkeypatch.setattr(cli, "examine", lambda config: iter(FOUND))
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    assert json.loads(out)["findings"][1] == {
+        "name": "token",
+        "state": "doubtful",
+        "said": "it ends",
+        "remedy": "make [another]",
+    }
+
+
+def test_the_settings_say_how_every_command_logs(run, configured, monkeypatch):
+    monkeypatch.setenv("LS_PROPAGATE_LOG_FORMAT", "json")
+    monkeypatch.setenv("LS_PROPAGATE_LOG_LEVEL", "info")
+    monkeypatch.setenv("LS_PROPAGATE_WEBHOOK_SECRET", "tok-3f9a")
+
+    def told(*_):
+        logging.getLogger("sync.daemon").info("heard of %s", "tok-3f9a")
+        raise StoreError("the store holds tok-3f9a")
+
+    monkeypatch.setattr(pipeline, "open_campaign", told)
+    code, _, err = run("status")
+    assert code == 1
+    line, error = err.splitlines()
+    assert json.loads(line)["message"] == "heard of ***"
+    assert error == "error: the store holds ***"
 
 
 def test_a_pass_of_the_daemon_is_told(run, configured, monkeypatch):
@@ -171,20 +252,25 @@ def test_a_pass_of_the_daemon_is_told(run, configured, monkeypatch):
         def __exit__(self, *_):
             return None
 
-    monkeypatch.setattr(pipeline, "open_gateway", lambda settings: Opened())
+    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: Opened())
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     code, out, err = run("sync", "--once")
     assert (code, err) == (0, "")
     assert "2 pages out, 0 images written" in out
 
 
-def test_an_error_that_is_no_fault_of_the_user_is_not_hidden(run, monkeypatch):
+def test_an_error_that_is_no_fault_of_the_user_is_told_whole_but_for_secrets(run, monkeypatch):
+    monkeypatch.setenv("LS_PROPAGATE_DAEMON_PASSWORD", "tok-3f9a")
+
     def broken(*_):
-        raise RuntimeError("a bug")
+        raise RuntimeError("a bug with tok-3f9a")
 
     monkeypatch.setattr(cli, "load_settings", broken)
-    with pytest.raises(RuntimeError, match="a bug"):
-        run("status")
+    code, out, err = run("status")
+    assert code == 1
+    assert "Traceback" in err
+    assert "RuntimeError: a bug with ***" in err
+    assert "tok-3f9a" not in out + err
 
 
 def test_every_error_of_the_product_ends_in_one_line(run, monkeypatch):

@@ -15,7 +15,7 @@ from propagation.simulate import World, simulate
 
 @pytest.fixture
 def world(table):
-    made = table(np.linspace(0.4, 0.99, 60), categories=np.arange(60) % 2, names=("a", "b"))
+    made = table(np.linspace(0.4, 0.99, 60), categories=np.arange(60) % 2, names=("a", r"$\frac$"))
     return World(made, trees_of(made), np.where(np.arange(60) < 40, 0.9, 0.1).astype(np.float32))
 
 

@@ -11,10 +11,12 @@ import pytest
 from flask.testing import FlaskClient
 from pycocotools import mask as coco
 
+from ml_backend import server
 from ml_backend.segmenters.base import Image
 from ml_backend.server import create_app
+from plugin.label_studio import images
 from plugin.label_studio.regions import mask_of, rle_of
-from propagation.errors import ImageError
+from propagation.errors import ImageError, Unreachable
 from propagation.masks import Detections, mask_id
 from propagation.rle import decode
 
@@ -124,6 +126,11 @@ def test_no_tasks_give_no_results(client: FlaskClient) -> None:
         b'{"tasks": []}',
         b'{"label_config": "<View/>"}',
         b'{"tasks": {}, "label_config": "<View/>"}',
+        b"[" * 100_000,
+        b'{"tasks":' * 20_000,
+        b'{"tasks": [], "label_config": ' + b"9" * 10_000,
+        b'{"tasks": [{"data": "\xff\xfe"}]}',
+        b"NaN",
     ],
 )
 def test_a_body_that_is_no_request_is_refused_in_words(client: FlaskClient, body: bytes) -> None:
@@ -139,11 +146,19 @@ def test_tasks_that_are_none_are_refused_in_words(client: FlaskClient, tasks: li
     assert "tasks" in answer.get_json()["error"]
 
 
-@pytest.mark.parametrize("config", [None, 3, "<View", "<View/>"])
+LAUGHS = '<!DOCTYPE View [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><View>&b;</View>'
+READS = '<!DOCTYPE View [<!ENTITY x SYSTEM "file:///etc/passwd">]><View>&x;</View>'
+
+
+@pytest.mark.parametrize(
+    "config", [None, 3, "<View", "<View/>", [], {}, "\ud800", LAUGHS, READS, "<View>" * 10_000, "x" * 2_000_000]
+)
 def test_a_labeling_config_that_cannot_be_used_is_refused_in_words(client: FlaskClient, config: Any) -> None:
     answer = client.post("/predict", json=request("/grey.png", config=config))
     assert answer.status_code == 400
     assert "labeling config" in answer.get_json()["error"]
+    assert "root:" not in answer.get_data(as_text=True)
+    assert len(answer.data) < 3000
 
 
 def test_an_image_that_cannot_be_read_is_named_and_the_others_are_answered(
@@ -207,3 +222,85 @@ def test_health_and_events_need_no_password() -> None:
     client = backend("geheim")
     assert client.get("/health").status_code == 200
     assert client.post("/webhook", json={}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "project", [None, [], [[[]]], {"id": 1}, "p" * 1_000_000, 10**300, float("nan"), "\ud800"]
+)
+def test_a_project_of_any_kind_is_named_briefly(client: FlaskClient, project: Any) -> None:
+    answer = client.post("/predict", json=request("/grey.png", config="<View/>") | {"project": project})
+    assert answer.status_code == 400
+    assert len(answer.data) < 3000
+
+
+def test_a_long_error_is_cut(client: FlaskClient) -> None:
+    labels = "".join(f'<Label value="{number}"/>' for number in range(20_000))
+    answer = client.post("/predict", json=request(config=CONFIG.replace('<Label value="cell"/>', labels)))
+    assert answer.status_code == 400
+    assert "no label for the predicted category 'cell'" in answer.get_json()["error"]
+    assert len(answer.data) < 3000
+
+
+HOSTILE = ["\ud800", "http://[", "/\0", "a" * 1_000_000, "javascript:alert(1)", "file:///etc/passwd", "\u202e\r\n"]
+
+
+@pytest.mark.parametrize("location", HOSTILE)
+def test_a_hostile_location_gets_an_empty_result(client: FlaskClient, location: str) -> None:
+    results = client.post("/predict", json=request(location, "/grey.png")).get_json()["results"]
+    assert [len(result["result"]) for result in results] == [0, 1]
+
+
+def test_a_label_studio_that_does_not_answer_is_said_as_such() -> None:
+    def unreachable(location: str) -> np.ndarray[Any, Any]:
+        raise Unreachable(f"image {location!r} cannot be read from a; run the command again when it answers")
+
+    answer = (
+        create_app(Bars(), "bars-1", unreachable, {}).test_client().post("/predict", json=request("/grey.png"))
+    )
+    assert answer.status_code == 503
+    assert "cannot be read" in answer.get_json()["error"]
+
+
+def test_a_model_that_fails_says_nothing_of_its_inside() -> None:
+    class Broken(Bars):
+        def segment(self, images: Sequence[Image]) -> Sequence[Detections]:
+            raise RuntimeError("weights at /srv/geheim")
+
+    answer = create_app(Broken(), "bars-1", read, {}).test_client().post("/predict", json=request("/grey.png"))
+    assert answer.status_code == 500
+    assert answer.get_json() == {"error": "this failed here; the server's log says why"}
+
+
+def test_a_body_that_is_too_large_is_refused(client: FlaskClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "LARGEST", 1000)
+    answer = backend().post("/predict", json=request("/grey.png", config="x" * 1000))
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("largest", [10 * HEIGHT * WIDTH, 1])
+def test_only_some_images_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch, largest: int) -> None:
+    sizes: list[int] = []
+
+    class Counting(Bars):
+        def segment(self, images: Sequence[Image]) -> Sequence[Detections]:
+            sizes.append(len(images))
+            return super().segment(images)
+
+    monkeypatch.setattr(images, "LARGEST", largest)
+    photos = ["/grey.png", "/missing.png", "/white.png"] * 20
+    app = create_app(Counting(), "bars-1", read, {})
+    results = app.test_client().post("/predict", json=request(*photos)).get_json()["results"]
+    assert [len(result["result"]) for result in results] == [1, 0, 2] * 20
+    assert sum(sizes) == 40
+    assert max(sizes) == (10 if largest > 1 else 1)
+
+
+@pytest.mark.parametrize("host", ["evil.example:9090", "[::2]", ""])
+def test_without_a_password_only_loopback_names_are_answered(client: FlaskClient, host: str) -> None:
+    assert client.post("/predict", json=request("/grey.png"), headers={"Host": host}).status_code == 421
+    assert client.get("/health", headers={"Host": host}).status_code == 200
+
+
+def test_the_description_names_every_address(client: FlaskClient) -> None:
+    routes = {rule.rule for rule in client.application.url_map.iter_rules()}
+    assert set(client.get("/openapi.json").get_json()["paths"]) == routes

@@ -145,3 +145,18 @@ def test_a_mask_of_another_image_is_refused() -> None:
 def test_other_pixels_are_refused(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(ImageError, match="RGB"):
         render_crop(pixels, encode(np.ones((30, 30), bool)))
+
+
+@pytest.mark.parametrize("shape", [(2, 3_000_000), (3_000_000, 2), (1, 3_000_000)])
+def test_a_mask_along_a_very_long_image_fills_its_crop_and_not_the_memory(shape: tuple[int, int]) -> None:
+    line = yellow(crop(np.ones(shape, bool)))
+    assert line.any(axis=np.argmin(shape)).mean() > 0.9
+
+
+def test_a_shrunk_crop_is_grey_where_a_long_image_ends() -> None:
+    mask = np.zeros((400, 2400), bool)
+    mask[100:300, 800:1600] = True
+    grey = beyond(crop(mask))
+    assert grey[:60].all()
+    assert grey[-60:].all()
+    assert not grey[SIDE // 2 - 15 : SIDE // 2 + 15].any()

@@ -131,3 +131,42 @@ def test_all_categories_without_a_label_are_named() -> None:
 def test_a_name_in_the_settings_that_is_no_label_is_named() -> None:
     with pytest.raises(ConfigError, match="'cell'"):
         read(IMAGE, labels("PolygonLabels", "cell"), categories=["cell"], names={"cell": "Zelle"})
+
+
+def laughs() -> str:
+    """Ten entities, each ten of the one before: a gigabyte of text."""
+    entities = ['<!ENTITY a0 "ha">', *(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 10))]
+    return f"<!DOCTYPE View [{''.join(entities)}]><View>&a9;</View>"
+
+
+TRAPS = {
+    "laughs": laughs(),
+    "a file": '<!DOCTYPE View [<!ENTITY x SYSTEM "file:///etc/passwd">]><View>&x;</View>',
+    "an address": '<!DOCTYPE View SYSTEM "http://127.0.0.1:9/x.dtd"><View/>',
+    "a parameter": '<!DOCTYPE View [<!ENTITY % x SYSTEM "http://127.0.0.1:9/x.dtd"> %x;]><View/>',
+    "an entity of its own": f'<!DOCTYPE View [<!ENTITY x "y">]><View>{IMAGE}{labels("PolygonLabels", "x")}</View>',
+}
+
+
+@pytest.mark.parametrize("config", TRAPS.values(), ids=TRAPS)
+def test_a_config_that_declares_a_document_type_is_refused(config: str) -> None:
+    with pytest.raises(ConfigError, match="declares a document type; take that out"):
+        read_labeling(config, (), {}, "cells")
+
+
+@pytest.mark.parametrize("config", ["<View>" * 100_000, "<View " + "a" * 900_000, "\ud800", "x" * 1_000_001])
+def test_a_config_that_is_deep_broken_or_huge_is_refused(config: str) -> None:
+    with pytest.raises(ConfigError, match="labeling config cannot be read") as refused:
+        read_labeling(config, (), {}, "cells")
+    assert len(str(refused.value)) < 500
+
+
+def test_a_list_of_images_is_no_image_for_masks() -> None:
+    with pytest.raises(ConfigError, match="no image with a control"):
+        read('<Image name="image" valueList="$photos"/>', labels("PolygonLabels", "cell"))
+
+
+def test_labels_with_markup_are_told_apart() -> None:
+    names = ["<script>alert(1)</script>", "a\"b'c", "a&amp;b", "a&b", "\u202eb", "ю"]
+    labeling = read(IMAGE, labels("PolygonLabels", *names), categories=names)
+    assert set(labeling.polygons) == set(names)

@@ -40,6 +40,10 @@ class Images(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.feed(html)
 
+    @property
+    def names(self) -> list[str]:
+        return [tag for tag, _ in self.tags]
+
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
 
@@ -67,6 +71,51 @@ def test_markup_in_an_address_stays_part_of_the_address() -> None:
     tags = Images(data["crops"][0]["html"]).tags
     assert [tag for tag, _ in tags] == ["img", "kbd"]
     assert tags[0][1]["src"] == url
+
+
+NAMES = {
+    "markup": "<script>alert(1)</script><img src=x onerror=alert(1)>",
+    "quotes": """ "' `""" + "\u2028&amp; &lt;b&gt;",
+    "a reference": "$question {{question}} ${page}",
+    "lines": "a\r\nb\x00\x1b[31m\tc",
+    "half a character": "a\ud800b",
+    "turned": "\u202egnorw\u2066 \u05d0\u05d1",
+    "a megabyte": "x" * 1_000_000,
+}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+def test_any_name_of_a_category_stays_one_line_of_text_in_the_question(name: str) -> None:
+    data = page(category=name)
+    question = data["question"]
+    assert question.startswith("Which of these are NOT a correctly outlined “")
+    assert question.endswith("”?")
+    assert len(question) < 300
+    assert not any(c in question for c in "\r\n\t\x00\x1b\u2028\u202e\u2066\ud800")
+    question.encode()
+    assert all(name not in crop["html"] and Images(crop["html"]).names == ["img", "kbd"] for crop in data["crops"])
+
+
+def test_a_name_written_from_right_to_left_does_not_turn_the_question() -> None:
+    arabic = "خلية"
+    assert f"“\u2068{arabic}\u2069”?" in page(category=arabic)["question"]
+    assert "“größe 細胞”?" in page(category="größe 細胞")["question"]
+
+
+def test_a_long_name_is_cut_where_it_is_told() -> None:
+    question = page(category="y" * 201)["question"]
+    assert "y" * 199 + "…”?" in question
+    assert "y" * 200 + "”?" in page(category="y" * 200)["question"]
+
+
+@pytest.mark.parametrize(
+    "url", ["/a\nb.jpg", "/\u202eb.jpg", "javascript:alert(1)", "/" + "a" * 1_000_000, "/&quot;>"]
+)
+def test_any_address_of_a_crop_stays_in_its_attribute(url: str) -> None:
+    html = page_task("p1", "zero", [Question(IDS[0], url)])["data"]["crops"][0]["html"]
+    (image, key) = Images(html).tags
+    assert image == ("img", {"src": url, "alt": ""})
+    assert key == ("kbd", {})
 
 
 @pytest.mark.parametrize("ids", [[], [*IDS, "one more"], [IDS[0], IDS[1], IDS[0]]])

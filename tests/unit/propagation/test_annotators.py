@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
-from propagation.annotators import PERFECT, Gold, Rates
+from propagation.annotators import PERFECT, Gold, Rates, quantile
 from propagation.certificate import Certificate
 
 
@@ -61,6 +62,29 @@ def test_with_no_chance_left_to_the_errors_nothing_is_sure():
 
 def test_the_expected_share_of_no_has_both_errors_in_it():
     assert Rates(0.1, 0.2).answered_no(np.array([0.0, 0.5, 1.0])).tolist() == pytest.approx([0.2, 0.55, 0.9])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    trials=st.integers(0, 5000),
+    rate=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(1e-6, 1 - 1e-6)),
+    chance=st.floats(1e-6, 1 - 1e-6),
+)
+def test_quantiles_are_the_least_numbers_that_are_likely_enough(trials, rate, chance):
+    found = int(quantile(chance, np.array([trials]), rate)[0])
+    assert 0 <= found <= trials
+    # whoever sums up otherwise may be off by a rounding error
+    assert binom.cdf(found, trials, rate) >= chance - 1e-9
+    assert found == 0 or binom.cdf(found - 1, trials, rate) < chance + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(miss=st.floats(0.001, 0.6), doubt=st.floats(0.0001, 0.3), no=st.integers(0, 300))
+def test_masks_that_may_have_been_missed_are_those_of_the_most_wrong_masks_that_bring_so_few_no(miss, doubt, no):
+    most = no
+    while binom.ppf(doubt / 4, most + 1, 1 - miss) <= no:
+        most += 1
+    assert Rates(miss, 0.0, doubt).missed(no) == binom.ppf(1 - doubt / 4, most, miss)
 
 
 # gold

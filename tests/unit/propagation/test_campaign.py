@@ -18,6 +18,7 @@ from propagation.events import (
     PageAnswered,
     PageIssued,
     PagePosted,
+    PageReopened,
     PageReturned,
     WriteIntended,
     from_record,
@@ -70,11 +71,11 @@ def facts(campaign):
         "state": campaign.state,
         "evidence": campaign.evidence,
         "taken": campaign.taken.tolist(),
-        "written": campaign.written,
+        "written": {task: campaign.standing(task).tolist() for task in campaign.ours},
         "intended": campaign.intended,
         "deciding": campaign.deciding_cluster().tolist(),
         "pages": {
-            name: (page.issued, page.task, page.answer, page.returned, page.replaced)
+            name: (page.issued, page.task, page.answer, page.returned, page.asked.counted is page)
             for name, page in campaign.pages.items()
         },
     }
@@ -422,7 +423,7 @@ def test_a_page_taken_back_after_its_cluster_was_split_leaves_each_mask_decided_
     assert campaign.state[0, grown.root] == "split"
     campaign.apply(PageReturned(page.issued.page, 1, "v"))
     play(campaign, truth if second else [True] * 20, start=False)
-    assert campaign.state[0, grown.root] == "split"
+    assert campaign.state[0, grown.root] == ("split" if second else "accepted")
     decided = [*campaign.clusters("accepted"), *campaign.clusters("rejected"), *campaign.clusters("open")]
     rows = np.concatenate([campaign.rows(*key) for key in decided])
     assert len(set(rows.tolist())) == len(rows)
@@ -444,6 +445,122 @@ def test_a_page_taken_back_after_its_cluster_was_accepted_decides_it_anew(begun,
     play(campaign, [False] * N, start=False)
     assert not campaign.accepted()[page.rows].any()
     assert not campaign.waiting_pages
+
+
+def changed(campaign, page, verdicts, version="later"):
+    """An answer is edited, and what follows is decided; the decisions."""
+    campaign.apply(PageAnswered(page.issued.page, 1, version, 2, 1.0, tuple(verdicts)))
+    log = []
+    for event in campaign.decisions():
+        campaign.apply(event)
+        log.append(event)
+    return log
+
+
+def test_a_changed_answer_decides_its_cluster_anew(table, tree, play):
+    made = table([0.9] * 20)
+    campaign = Campaign(made, [tree(made, range(20))], rule(samples=10, page_size=20, least_size=11))
+    play(campaign, [True] * 20)
+    (page,) = campaign.pages.values()
+    assert campaign.accepted().all()
+    (event,) = changed(campaign, page, ["no"] * 9 + ["yes"], "second")
+    assert (event.decision, event.asked, event.right) == ("reject", 10, 1)
+    assert campaign.accepted().sum() == 1
+    (event,) = changed(campaign, page, ["no"] * 5 + ["yes"] * 5, "third")
+    assert event.decision == "split"
+    assert campaign.accepted().sum() == 5
+    (event,) = changed(campaign, page, ["yes"] * 10, "fourth")
+    assert (event.decision, event.asked, event.right) == ("accept", 10, 10)
+    assert campaign.accepted().all()
+    assert changed(campaign, page, ["yes"] * 10, "fifth") == []
+
+
+def test_a_cluster_that_was_split_by_mistake_is_accepted_whole_and_its_parts_are_forgotten(table, tree, play):
+    made = table([0.9] * 40)
+    truth = [True] * 20 + [False] * 20
+    grown = tree(made, [*range(20), *range(1000, 1020)])
+    campaign = Campaign(made, [grown], rule(samples=10, page_size=40, least_size=5))
+    first = one_round(campaign)[0]
+    play(campaign, truth)
+    assert campaign.state[0, grown.root] == "split"
+    assert len(campaign.state) > 2
+    (event,) = changed(campaign, first, ["yes"] * 10)
+    assert (event.cluster, event.decision) == (f"cell/{grown.root}", "accept")
+    assert set(campaign.state) == {(0, grown.root)}
+    assert campaign.accepted()[campaign.verdict != NO].all()
+    assert not campaign.accepted()[campaign.verdict == NO].any()
+
+
+def test_a_deleted_answer_opens_its_cluster_until_the_same_page_is_answered_again(table, tree, play):
+    made = table([0.9] * 20)
+    campaign = Campaign(made, [tree(made, range(20))], rule(samples=10, page_size=20, least_size=11))
+    play(campaign, [True] * 20)
+    (page,) = campaign.pages.values()
+    campaign.apply(PageReopened(page.issued.page, 1, "gone"))
+    assert campaign.waiting_pages == [page]
+    assert not campaign.accepted().any()
+    assert list(campaign.decisions()) == list(campaign.next_round()) == []
+    (event,) = changed(campaign, page, ["yes"] * 10, "again")
+    assert event.decision == "accept"
+    assert campaign.accepted().all()
+
+
+def test_of_two_pages_with_the_same_questions_the_first_answer_counts(begun):
+    campaign = begun()
+    first = one_round(campaign)[0]
+    campaign.apply(PageReturned(first.issued.page, 0, "abandoned"))
+    second = next(page for page in one_round(campaign) if page.issued.questions == first.issued.questions)
+    assert first not in campaign.waiting_pages
+    assert second in campaign.waiting_pages
+    # who had opened the first one answers it after all
+    campaign.apply(answered(campaign, first, [True] * N))
+    assert second not in campaign.waiting_pages
+    campaign.apply(answered(campaign, second, [False] * N))
+    assert (campaign.verdict[first.rows] == YES).all()
+    # once it is taken back, the other one stands
+    campaign.apply(PageReopened(first.issued.page, 1, "gone"))
+    assert (campaign.verdict[first.rows] == NO).all()
+    campaign.apply(PageReopened(second.issued.page, 1, "gone"))
+    assert (campaign.verdict[first.rows] == UNASKED).all()
+    assert sum(page.issued.questions == first.issued.questions for page in campaign.waiting_pages) == 1
+
+
+@settings(max_examples=25, deadline=None)
+@given(right=TRUTHS, edits=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 6), st.randoms()), max_size=6))
+def test_whatever_answers_are_changed_decisions_are_what_the_verdicts_say(begun, play, right, edits):
+    strategy = rule(page_size=3, clusters_a_round=2)
+    campaign = begun(values=[v % 7 * 50 + v for v in range(N)], strategy=strategy)
+    log = play(campaign, right)
+    for version, (which, kind, chance) in enumerate(edits):
+        page = list(campaign.pages.values())[which % len(campaign.pages)]
+        name = page.issued.page
+        if kind == 0:
+            event = PageReopened(name, 1, f"v{version}")
+        elif kind == 1:
+            event = PageReturned(name, 1, f"v{version}")
+        else:
+            verdicts = tuple(chance.choice(["yes", "no"]) for _ in page.rows)
+            event = PageAnswered(name, 1, f"v{version}", 2, 1.0, verdicts)
+        campaign.apply(event)
+        log.append(event)
+        log.extend(play(campaign, right, start=False))
+    assert not campaign.waiting_pages
+    decided = [*campaign.clusters("accepted"), *campaign.clusters("rejected"), *campaign.clusters("open")]
+    rows = np.concatenate([campaign.rows(*key) for key in decided]) if decided else np.empty(0)
+    assert len(set(rows.tolist())) == len(rows)
+    for key in decided:
+        asked, yes = campaign.evidence.get(campaign.cluster(*key), (0, 0))
+        state = campaign.state[key]
+        if state == "accepted":
+            assert strategy.decide(yes, asked) == "accept"
+        assert campaign.known(*key)[0] >= asked
+    assert not campaign.accepted()[campaign.verdict == NO].any()
+    assert campaign.accepted()[campaign.verdict == YES].all()
+    assert (campaign.reasons()[campaign.accepted()] != None).all()  # noqa: E711
+    again = begun(values=[v % 7 * 50 + v for v in range(N)], strategy=strategy)
+    for event in log:
+        again.apply(event)
+    assert facts(again) == facts(campaign)
 
 
 # the log
@@ -518,9 +635,9 @@ def test_the_pages_of_a_round_do_not_depend_on_one_another(begun):
     together = list(one.next_round())
     assert len(together) > 2
     assert together == [page.issued for page in one_round(other)]
+    for event in together:
+        one.apply(event)
     for campaign in (one, other):
-        for event in together:
-            campaign.apply(event)
         for page in together[:2]:
             campaign.apply(PageReturned(page.page, 1, "v"))
     assert list(one.next_round()) == [page.issued for page in one_round(other)]

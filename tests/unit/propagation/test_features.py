@@ -12,6 +12,7 @@ from propagation.errors import SettingsError
 from propagation.features import (
     SETS,
     SHAPE,
+    leading,
     low_resolution_block,
     mask_blocks,
     matrix,
@@ -284,6 +285,37 @@ def test_a_reduction_learned_from_some_rows_fits_the_others(table, monkeypatch):
     one, other = (matrix(made, np.arange(400), {"deep": 1.0}, seed=2) for _ in range(2))
     np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(pdist(one), whole, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("block", ["wide", "middle", "half_flat"])
+def test_leading_columns_are_those_of_the_matrix_but_for_scale_and_sign(blocks, block):
+    columns = leading(blocks.features[block], 3)
+    whole = matrix(blocks, np.arange(80), {block: 1.0})[:, :3]
+    assert columns.shape == whole.shape
+    for one, other in zip(columns.T, whole.T, strict=True):
+        if other.std() > 1e-3 * whole.std():
+            assert abs(np.corrcoef(one, other)[0, 1]) > 0.999
+
+
+def test_leading_columns_of_narrow_or_few_rows_are_the_columns_themselves():
+    rng = np.random.default_rng(8)
+    for shape in ((80, 5), (30, 100), (2, 3)):
+        block = rng.normal(3, 2, shape)
+        expected = (block - block.mean(axis=0)) / block.std(axis=0)
+        np.testing.assert_allclose(leading(block, 4), expected[:, :4], atol=1e-5)
+    assert leading(np.ones((9, 3), dtype=np.float16), 8).tolist() == [[0.0] * 3] * 9
+
+
+def test_leading_columns_learned_from_some_rows_and_in_pieces_are_the_same(monkeypatch):
+    rng = np.random.default_rng(9)
+    block = rng.normal(size=(400, 3)) * [3, 2, 1] @ rng.normal(size=(3, 100))
+    whole = leading(block, 2)
+    np.testing.assert_array_equal(leading(block, 2), whole)
+    monkeypatch.setattr(features, "VALUES_AT_ONCE", 1700)
+    np.testing.assert_allclose(leading(block, 2), whole, atol=1e-4)
+    monkeypatch.setattr(features, "FITTED_ON", 200)
+    for one, other in zip(leading(block, 2).T, whole.T, strict=True):
+        assert np.corrcoef(one, other)[0, 1] > 0.98
 
 
 def test_half_precision_numbers_do_not_overflow(table):

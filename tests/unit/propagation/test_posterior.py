@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from propagation import posterior
-from propagation.posterior import covariates, fit
+from propagation.posterior import Columns, covariates, fit
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,24 @@ def test_predictions_in_pieces_are_those_of_the_whole(table, monkeypatch):
     rows = np.arange(0, 480, 4)
     whole = fit(columns, plain, rows, right[rows], 0)
     monkeypatch.setattr(posterior, "PARALLEL_FROM", 100)
-    assert np.allclose(fit(columns, plain, rows, right[rows], 0).right, whole.right)
+    monkeypatch.setattr(posterior, "ROWS_AT_ONCE", 100)
+    pieces = fit(columns, plain, rows, right[rows], 0)
+    assert np.allclose(pieces.right, whole.right)
+    assert np.allclose(pieces.unseen, whole.unseen)
+
+
+def test_columns_in_pieces_are_those_of_the_whole(table, monkeypatch):
+    made = table(np.random.default_rng(49).random(480), np.arange(480) % 3, ("a", "b", "c"))
+    made = made.with_features(shape=shapes(480))
+    whole = Columns(made)[:]
+    varied = whole.std(axis=0) > 0.5
+    assert varied.sum() >= 15
+    monkeypatch.setattr(posterior, "ROWS_AT_ONCE", 100)
+    columns = Columns(made)
+    assert np.allclose(columns[:][:, varied], whole[:, varied], atol=1e-4)
+    assert np.concatenate([part for _, part in columns.pieces()]).tolist() == columns[:].tolist()
+    rows = np.array([7, 479, 7])
+    assert columns[rows].tolist() == columns[:][rows].tolist()
 
 
 # covariates
@@ -127,7 +144,9 @@ def test_every_covariate_is_a_number_on_one_scale(table, shape, deep, names):
     made = table(scores, [2] + [0] * (n - 1), names, features)
     if shape:
         made = made.with_features(shape=shapes(n))
-    columns, plain = covariates(made)
+    made_columns, plain = covariates(made)
+    assert len(made_columns) == n
+    columns = made_columns[:]
     assert columns.shape[0] == n
     assert plain == 2 + 6 * shape
     assert columns.dtype == np.float32
@@ -143,12 +162,13 @@ def test_few_masks_have_covariates_too(table, n):
     made = table([0.5] * n, features=np.ones((n, 4)) if n else None)
     columns, _ = covariates(made)
     assert len(columns) == n
-    assert np.isfinite(columns).all()
+    assert np.isfinite(columns[:]).all()
 
 
 def test_a_mask_stands_beside_the_others_of_its_image(table):
     """The same score is worth less where all others of the image are better."""
     made = table([0.5, *[0.9] * 15, 0.5, *[0.1] * 15])
-    columns, plain = covariates(made)
+    made_columns, plain = covariates(made)
+    columns = made_columns[:]
     assert columns[0, :plain].tolist() == columns[16, :plain].tolist()
     assert columns[0, plain + 1] < 0 < columns[16, plain + 1]

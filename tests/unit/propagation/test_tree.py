@@ -116,6 +116,38 @@ def test_trees_are_read_as_they_were_written(tmp_path, count):
             np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+def test_trees_lie_on_disk_and_no_trees_are_none(tmp_path):
+    write_trees([grown([1, 2, 4]), grown([3, 1])], tmp_path)
+    for tree in read_trees(tmp_path):
+        for name in ("rows", "children", "heights", "start", "sizes"):
+            assert not getattr(tree, name).flags.owndata
+            assert not getattr(tree, name).flags.writeable
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    write_trees([], empty)
+    assert read_trees(empty) == []
+
+
+def test_trees_of_the_first_version_are_read_as_they_were_written(tmp_path):
+    trees = [
+        grown(np.random.default_rng(0).random(30)),
+        tree_from_linkage("zwölf / 2", np.array([4]), joined([1])),
+    ]
+    for place, tree in enumerate(trees):
+        arrays = {name: getattr(tree, name).astype(np.int64) for name in ("rows", "children", "start", "sizes")}
+        np.savez(
+            tmp_path / f"tree-{place:04}.npz",
+            category=np.array(tree.category),
+            heights=tree.heights,
+            **arrays,
+        )
+    for one, other in zip(trees, read_trees(tmp_path), strict=True):
+        assert one.category == other.category
+        for name in ("rows", "children", "heights", "start", "sizes"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+            assert getattr(one, name).dtype == getattr(other, name).dtype
+
+
 def test_trees_keep_their_order_past_ten(tmp_path):
     names = [str(number) for number in range(12)]
     write_trees([tree_from_linkage(name, np.array([0]), joined([1])) for name in names], tmp_path)

@@ -1,0 +1,81 @@
+"""A lost store made again, from its mirror or from Label Studio, and the artefact folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+
+from ls_propagate.pipeline import connect, labeling_of, started_by, writing
+from ls_propagate.settings import Settings
+from plugin.label_studio.gateway import Gateway
+from propagation.artefacts import Artefact, read_artefact
+from propagation.campaign import Campaign
+from propagation.errors import StoreError
+from propagation.events import CampaignStarted, from_record
+from propagation.masks import read_table
+from propagation.tree import read_trees
+from sync.rebuild import names_pages, read_back, read_mirror, read_pool, restore_log
+from sync.source import Source
+from sync.store import Store
+
+
+def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
+    """Make a lost store again, for the project that the campaign was about; what it comes to, in lines.
+
+    From the mirror of the event log it is the same as before; without one, verdicts and what was written are read
+    back from Label Studio. Tables and trees are taken from the artefact folders. Raises StoreError where the store
+    is not empty, or nothing of a campaign is found.
+    """
+    # without a mirror, which is not to be written while it is read
+    with closing(Store(settings.store_url)) as store, writing(store):
+        if next(store.stream(), None) is not None:
+            raise StoreError(f"the store {store.url} has an event log already; rebuild into an empty one")
+        connection = connect(gateway, store, wanted)
+        mirror = settings.mirror_file
+        if mirror.exists():
+            started = next((from_record(kind, body) for _, kind, body, _ in read_mirror(mirror)), None)
+            if not isinstance(started, CampaignStarted):
+                raise StoreError(f"the mirror {mirror} does not begin with a campaign; move it away to go without")
+            begun = started.trees
+            trees = _found(settings, "trees", lambda made: made.fingerprint == begun)
+        else:
+            trees = _found(
+                settings,
+                "trees",
+                lambda made: names_pages(
+                    gateway, connection.pages, started_by(connection, settings.strategy, made).campaign
+                ),
+            )
+            started = started_by(connection, settings.strategy, trees)
+        folder = _found(settings, "masks", lambda made: made.fingerprint == started.table)
+        table = read_table(folder.folder)
+        labeling = labeling_of(gateway, connection, settings, table.categories)
+        tasks = read_pool(gateway, connection.project, labeling.field, table)
+        store.set_source_tasks(tasks)
+        store.remember(table=folder.folder.name, trees=trees.folder.name)
+        if mirror.exists():
+            return [f"The whole event log, {restore_log(store, mirror)} entries, from {mirror}."]
+        source = Source(connection.project, labeling, gateway.user().id)
+
+        def begin() -> Campaign:
+            return Campaign(table, read_trees(trees.folder), settings.strategy)
+
+        found = read_back(gateway, source, connection.pages, started, begin, tasks)
+        store.append(found.events)
+        return [
+            f"From Label Studio: {found.pages} pages, {found.answers} of them answered, and the annotations of "
+            f"{found.images} images.",
+            *(f"Lost: {what}." for what in found.lost),
+        ]
+
+
+def _found(settings: Settings, kind: str, fits: Callable[[Artefact], bool]) -> Artefact:
+    """The artefact of a kind that fits. Raises StoreError where none does."""
+    for folder in sorted(settings.artefacts.glob(f"{kind}-*")):
+        made = read_artefact(folder, kind)
+        if fits(made):
+            return made
+    raise StoreError(
+        f"no {kind} in {settings.artefacts} belong to the campaign; set data_dir, LABEL_STUDIO_URL and strategy "
+        "as they were when it began, or restore the folder from a backup"
+    )

@@ -1,0 +1,117 @@
+"""``sync``: the daemon under its lock, with its server and its webhooks, for as long as it is wanted."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ls_propagate.pipeline import connection_of, open_daemon
+from ls_propagate.settings import Settings
+from plugin import web
+from plugin.label_studio.gateway import Gateway
+from propagation.campaign import Campaign
+from propagation.errors import SettingsError, StoreError
+from sync.daemon import Step
+from sync.monitor import Monitor
+from sync.server import SECRET_HEADER, create_app, serve
+from sync.store import Store
+
+log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 1.0  # between two tries to get the lock
+RETRY_SECONDS = 5.0  # after the store has failed
+
+
+@contextmanager
+def serving(settings: Settings, store: Store, monitor: Monitor, wake: Callable[[], None]) -> Iterator[int]:
+    """Serve webhooks, health and figures; yields the port.
+
+    Raises SettingsError where others could reach the server and nothing keeps them out, and where webhooks are
+    wanted without a secret.
+    """
+    secret, password = (
+        given.get_secret_value() if given else None
+        for given in (settings.webhook_secret, settings.daemon_password)
+    )
+    web.check_exposure(
+        settings.daemon_host,
+        {"LS_PROPAGATE_DAEMON_PASSWORD": password, "LS_PROPAGATE_WEBHOOK_SECRET": secret},
+    )
+    if settings.webhook_url and not secret:
+        raise SettingsError("webhook_url is set, but no secret for webhooks; set LS_PROPAGATE_WEBHOOK_SECRET")
+    served = serve(create_app(store, monitor, wake, secret, password), settings.daemon_host, settings.daemon_port)
+    try:
+        yield served.port
+    finally:
+        served.close()
+
+
+def run(
+    settings: Settings,
+    store: Store,
+    gateway: Gateway,
+    monitor: Monitor,
+    stop: threading.Event,
+    wake: threading.Event,
+    told: Callable[[Step], None],
+    until_finished: bool = False,
+) -> Campaign | None:
+    """Wait for the store's lock, then run the daemon until it is stopped; the campaign, or None without a turn.
+
+    A store that fails after the campaign has begun is waited for: its lock is taken anew, and the log read again.
+    """
+    begun = False
+
+    def passed(step: Step) -> None:
+        nonlocal begun
+        begun = True
+        monitor.passed(step, step.seconds)
+        told(step)
+
+    while _turn(store, monitor, stop):
+        try:
+            daemon = open_daemon(gateway, store, settings)
+            _hook(settings, store, gateway)
+            monitor.began()
+            daemon.alive = monitor.alive
+            daemon.run(stop, settings.poll_seconds, passed, until_finished, wake, monitor.failed)
+            return daemon.campaign
+        except StoreError as error:
+            if not begun:
+                raise
+            log.warning("%s; trying again in %.0f s", error, RETRY_SECONDS)
+            monitor.failed(error)
+        finally:
+            store.lock().release()
+        stop.wait(RETRY_SECONDS)
+    return None
+
+
+def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:
+    """Wait until the store's lock is ours; False when told to stop before."""
+    told = False
+    while not stop.is_set():
+        try:
+            if store.lock().acquire():
+                return True
+        except StoreError as error:
+            if not told:
+                log.warning("%s; waiting for it", error)
+        else:
+            if not told:
+                log.warning("another daemon runs on this store; waiting for its turn to end")
+        told = True
+        monitor.waiting()
+        stop.wait(LOCK_SECONDS)
+    return False
+
+
+def _hook(settings: Settings, store: Store, gateway: Gateway) -> None:
+    """Let Label Studio send its webhooks, where the settings say how it reaches us."""
+    if settings.webhook_url and settings.webhook_secret:
+        connection = connection_of(store)
+        headers = {SECRET_HEADER: settings.webhook_secret.get_secret_value()}
+        for project in (connection.project, connection.pages):
+            gateway.ensure_webhook(project, f"{settings.webhook_url}/webhook", headers)

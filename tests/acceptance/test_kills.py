@@ -1,0 +1,60 @@
+"""A daemon on the real server that is killed at random moments, again and again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ls_propagate.demo.run import read_back
+from propagation.events import Certified, Decided, Event
+from tests.faults.invariants import check
+from tests.faults.sites import annotator_at_work, daemon_process, prepare, scene
+from tests.faults.worlds import SOAK
+
+Site = Any
+ENOUGH = 200 if SOAK else 6
+SECONDS_A_PAGE = 0.3
+LIVES = 1.2  # seconds of a process, on average
+
+
+def outcome(site: Site) -> tuple[list[Event], dict[str, int]]:
+    """What was decided, and what Label Studio holds in the end."""
+    chosen = [event for event in site.store.events() if isinstance(event, Decided | Certified)]
+    return chosen, read_back(site.gateway, site.connection)
+
+
+def run(site: Site, chance: random.Random, kills: int) -> int:
+    """Daemon after daemon until one finishes, the first ``kills`` of them killed; how many that were."""
+    died = 0
+    deadline = time.monotonic() + 600
+    with annotator_at_work(site, SECONDS_A_PAGE):
+        while True:
+            process = daemon_process(site)
+            process.start()
+            process.join(min(4 * LIVES, chance.expovariate(1 / LIVES)) if died < kills else 300)
+            if process.exitcode is None:
+                assert died < kills, "the campaign never ends"
+                process.kill()
+                process.join()
+                died += 1
+                assert time.monotonic() < deadline, "the campaign never ends"
+                continue
+            assert process.exitcode == 0, site.output.read_text()
+            return died
+
+
+def test_a_daemon_killed_at_any_moment_ends_as_one_that_was_not(connect: Callable[[str], Site]) -> None:
+    calm = prepare(connect("calm"))
+    run(calm, random.Random(), 0)
+    check(scene(calm))
+    expected, chance, died, number = outcome(calm), random.Random(0), 0, 0
+    while died < ENOUGH:
+        site = prepare(connect(f"killed-{number}"))
+        kills = run(site, chance, ENOUGH - died)
+        print(f"campaign {number}: {kills} kills")
+        assert kills
+        check(scene(site))
+        assert outcome(site) == expected
+        died, number = died + kills, number + 1
