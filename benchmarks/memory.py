@@ -184,7 +184,7 @@ def opened(folder: Path, way: str) -> list[Part]:
         campaign.apply(event)
     told(f"log, {len(tasks):,} tasks")
     accepted = campaign.accepted()
-    for row in np.flatnonzero(accepted).tolist():
+    for row in np.flatnonzero(accepted):
         table.rle(row)
     told("accepted outlines")
     # bad news, so that the sets which are asked about are given up and others are proposed

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,8 +42,8 @@ from ls_propagate.tables import (
     summary_table,
     undecided,
 )
+from plugin import web
 from plugin.label_studio.gateway import LabelStudioGateway
-from plugin.web import check_exposure
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
@@ -212,23 +212,25 @@ def _tell(step: Step) -> None:
 @app.command()
 def backend(config: Config = None) -> None:
     """Serve the segmenter as a Label Studio ML backend."""
-    from waitress import serve
-
     from ml_backend.server import create_app
     from plugin.label_studio.images import decode
 
     settings = _settings(config)
     password = settings.backend_password.get_secret_value() if settings.backend_password else None
-    check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
+    web.check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
     segmenter, version = pipeline.load_segmenter(settings)
     with pipeline.open_gateway(settings) as gateway:
 
         def read(location: str) -> NDArray[np.uint8]:
             return decode(location, gateway.read_file(location))
 
-        served = create_app(segmenter, version, read, settings.labels, password)
-        console.print(f"{version} on http://{settings.backend_host}:{settings.backend_port}")
-        serve(served, host=settings.backend_host, port=settings.backend_port, threads=4, _quiet=True)
+        made = create_app(segmenter, version, read, settings.labels, password)
+        served = web.serve(made, settings.backend_host, settings.backend_port, "backend")
+        console.print(f"{version} on http://{settings.backend_host}:{served.port}")
+        try:
+            served.wait()
+        finally:
+            served.close()
 
 
 @app.command()
@@ -264,6 +266,8 @@ def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], co
 @app.command()
 def doctor(config: Config = None, as_json_: AsJson = False) -> None:
     """Check all that a campaign rests on, and say what to do about what is bad; then the exit code is 1."""
+    with suppress(SettingsError):  # which is a finding
+        _settings(config)
     found = []
     for finding in examine(config):
         found.append(finding)

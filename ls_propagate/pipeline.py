@@ -205,7 +205,7 @@ def detect(
     config raise; nothing is stored then.
     """
     connection = connection_of(store)
-    if next(store.stream(), None) is not None:
+    if store.begun():
         return load_table(store, settings), []
     segmenter, version = load_segmenter(settings)
     labeling = labeling_of(gateway, connection, settings, segmenter.categories)
@@ -265,7 +265,7 @@ def cluster(
     table = load_table(store, settings)
     labeling = labeling_of(gateway, connection, settings, table.categories)
     strategy = settings.strategy
-    if next(store.stream(), None) is None:
+    if not store.begun():
         if getattr(strategy, "rates", "known") == "gold":
             raise SettingsError(
                 'strategy.rates is "gold", but gold questions are asked in simulations only so far; '

@@ -28,7 +28,7 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
     """
     # without a mirror, which is not to be written while it is read
     with closing(Store(settings.store_url)) as store, writing(store):
-        if next(store.stream(), None) is not None:
+        if store.begun():
             raise StoreError(f"the store {store.url} has an event log already; rebuild into an empty one")
         connection = connect(gateway, store, wanted)
         mirror = settings.mirror_file

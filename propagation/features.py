@@ -20,7 +20,7 @@ RANDOM_COLUMNS = 16
 WIDEST = 64
 FITTED_ON = 50_000  # rows that a reduction is learned from
 ROWS_AT_ONCE = 8192
-VALUES_AT_ONCE = 2**21
+VALUES_AT_ONCE = 2**19
 
 Reduce = Literal["pca", "projection"]
 
@@ -216,14 +216,17 @@ def leading(block: NDArray[Any], count: int, seed: int = 0) -> NDArray[np.float3
     if min(block.shape) > WIDEST:
         squares = np.zeros_like(axes)
         for _, values in _pieces(block, _sample(rows, seed)):
-            values = (values - mean) / spread
+            values -= mean
+            values /= spread
             squares += values.T @ values
         axes = np.linalg.eigh(squares)[1][:, ::-1]
         axes *= np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(len(axes))])
     axes = axes[:, :count]
     found = np.empty((len(block), axes.shape[1]), dtype=np.float32)
     for at, values in _pieces(block, rows):
-        found[at] = (values - mean) / spread @ axes
+        values -= mean
+        values /= spread
+        found[at] = values @ axes
     return found
 
 

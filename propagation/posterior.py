@@ -41,16 +41,16 @@ class Columns:
     """
 
     def __init__(self, table: MaskTable) -> None:
+        none = np.empty((len(table), 0), dtype=np.float32)
         self._score = table.score
-        self._shape = table.features.get("shape")
+        self._shape = table.features.get("shape", none)
         self._box, self._area, self._size = table.box, table.area, table.size
         self._category = table.category
         self._categories = len(table.categories)
         self._groups = [self._grouped(group) for group in (table.image, table.category)]
-        self._deep = None
-        if "deep" in table.features and len(table) > DEEP:
-            self._deep = leading(table.features["deep"], DEEP)
-        self.plain = 2 + (0 if self._shape is None else self._shape.shape[1])
+        deep = table.features.get("deep", none)
+        self._deep = leading(deep, DEEP) if len(table) > DEEP else none
+        self.plain = 2 + self._shape.shape[1]
         self._mean: Floats = np.zeros(1, dtype=np.float32)
         self._spread: Floats = np.ones(1, dtype=np.float32)
         self._mean, self._spread = self._moments()
@@ -60,9 +60,6 @@ class Columns:
 
     def __getitem__(self, rows: slice | NDArray[np.int64]) -> Floats:
         score = np.clip(self._score[rows].astype(np.float64), 0.005, 0.995)
-        blocks: list[NDArray[Any]] = [np.log(score / (1 - score))[:, None], self._score[rows][:, None]]
-        if self._shape is not None:
-            blocks.append(np.asarray(self._shape[rows]))
         values = self._score[rows], np.log(self._area[rows])
         more = []
         for group, means, count in self._groups:
@@ -71,21 +68,19 @@ class Columns:
             more.append(count[group[rows]])
         (x, y, width, height), (high, wide) = self._box[rows].T, self._size[rows].T
         more.append((x < 1) | (y < 1) | (x + width > wide - 1) | (y + height > high - 1))
-        blocks.append(np.column_stack(more))
+        blocks = [np.log(score / (1 - score)), self._score[rows], self._shape[rows], *more]
         if self._categories <= MANY_CATEGORIES:
             blocks.append(np.eye(self._categories)[self._category[rows]])
-        if self._deep is not None:
-            blocks.append(self._deep[rows])
-        columns: Floats = np.concatenate(blocks, axis=1, dtype=np.float32)
+        columns: Floats = np.column_stack([*blocks, self._deep[rows]]).astype(np.float32)
         columns -= self._mean
         columns /= self._spread
+        forget(self._shape, self._box, self._area, self._size)
         return columns
 
     def pieces(self) -> Iterator[tuple[slice, Floats]]:
         """All of them, some rows at a time, and where these are."""
         for at in self._slices():
             yield at, self[at]
-            forget(self._box, self._area, self._size, *([] if self._shape is None else [self._shape]))
 
     def _slices(self) -> list[slice]:
         return [slice(begin, begin + ROWS_AT_ONCE) for begin in range(0, len(self), ROWS_AT_ONCE)]

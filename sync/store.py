@@ -121,6 +121,11 @@ class Store:
         """The whole event log; what is appended next continues it."""
         return list(self.stream())
 
+    def begun(self) -> bool:
+        """Whether the event log has an entry."""
+        with self.database.reading() as connection:
+            return connection.execute(sa.select(EVENTS.c.seq).limit(1)).first() is not None
+
     def append(self, events: Sequence[Event], **facts: Any) -> None:
         """Append events and remember facts, all or nothing.
 

@@ -17,7 +17,7 @@ from propagation.events import ImageTaken, MasksWritten, WriteIntended
 from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
 from sync.store import SourceTask
 
-PATCHES_AT_FIRST = 8
+PATCHES_AT_FIRST = 4
 Record = Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None]
 Rows = NDArray[np.int64]
 

@@ -7,7 +7,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from ls_propagate.demo.server import free_port
 from propagation.errors import ServerError, SettingsError, Unreachable
 
 START_SECONDS = 60
@@ -75,7 +75,7 @@ def postgres(data: Path, durable: bool = True) -> Iterator[Postgres]:
         options += [f"--username={USER}", f"--pwfile={secret}", f"--pgdata={cluster}"]
         remedy = f"give it a folder below which {'the user nobody' if someone else 'you'} may write"
         _run([initdb, *options], remedy, cwd=data, env=_ENVIRONMENT, **someone)
-    server = Postgres("127.0.0.1", _free_port(), USER, secret.read_text().strip())
+    server = Postgres("127.0.0.1", free_port(), USER, secret.read_text().strip())
     command = [program, "-D", str(cluster), "-p", str(server.port), "-c", f"listen_addresses={server.host}"]
     command += ["-c", "unix_socket_directories=", *(() if durable else _HASTY)]
     with log.open("w") as output:
@@ -121,13 +121,6 @@ def _run(command: Sequence[str], remedy: str, **options: Any) -> None:
     )
     if run.returncode:
         raise ServerError(f"PostgreSQL's {Path(command[0]).name} failed ({run.stdout.strip()}); {remedy}")
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _wait(server: Postgres, process: subprocess.Popen[bytes], log: Path) -> None:

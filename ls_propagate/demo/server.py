@@ -47,7 +47,7 @@ def label_studio(data: Path, extra: Mapping[str, str] | None = None) -> Iterator
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
     password, token = _secret(data / "password"), _secret(data / "token")
-    port = _free_port()
+    port = free_port()
     server = Server(f"http://127.0.0.1:{port}", "daemon@example.com", password, token)
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("LABEL_STUDIO_")},
@@ -127,7 +127,8 @@ def _secret(file: Path) -> str:
     return file.read_text().strip()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody uses now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -27,6 +27,9 @@ Filter = tuple[str, str, str, Any]  # column, operator, type and value, as the D
 FILES_A_REQUEST = 100
 IDS_A_REQUEST = 500  # in an address, of which proxies take some 8 kB
 TASKS_A_PAGE = 500
+BULK_SECONDS = (
+    600.0  # with each predictions, some servers recount a project, which takes half a millisecond a task
+)
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"  # the only one that a filter of tasks takes
 WEBHOOK_ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
 UNANNOTATED: Filter = ("total_annotations", "equal", "Number", 0)
@@ -378,7 +381,9 @@ class LabelStudioGateway:
 
         def send(part: Sequence[Json]) -> list[int]:
             read = _numbers("task_ids", len(part))
-            return self._wire.call("import_tasks", "POST", path, read, "never", params=params, body=part)
+            return self._wire.call(
+                "import_tasks", "POST", path, read, "never", params=params, body=part, timeout=BULK_SECONDS
+            )
 
         return [number for made in self._bulk("tasks", tasks, send) for number in made]
 
@@ -391,7 +396,7 @@ class LabelStudioGateway:
 
         def send(part: Sequence[Json]) -> int:
             return self._wire.call(
-                "import_predictions", "POST", path, lambda answer: int(answer["created"]), "never", body=part
+                "import_predictions", "POST", path, _created, "never", body=part, timeout=BULK_SECONDS
             )
 
         return sum(self._bulk("predictions", predictions, send))
@@ -411,7 +416,7 @@ class LabelStudioGateway:
         body = {"selectedItems": {"all": False, "included": list(tasks)}, "project": str(project), **more}
         params = {"id": action, "project": project}
         self._wire.call(
-            action, "POST", "api/dm/actions", lambda answer: answer["detail"], repeat, params=params, body=body
+            action, "POST", "api/dm/actions", _detail, repeat, params=params, body=body, timeout=BULK_SECONDS
         )
 
     def update_annotation(self, annotation: int, result: Sequence[Json]) -> str:
@@ -554,6 +559,14 @@ def _numbers(name: str, count: int) -> Callable[[Any], list[int]]:
         return numbers
 
     return read
+
+
+def _created(answer: Any) -> int:
+    return int(answer["created"])
+
+
+def _detail(answer: Any) -> str:
+    return str(answer["detail"])
 
 
 def _project(item: Any) -> Project:

@@ -22,8 +22,8 @@ TESTED = "1.23"
 
 #: What the product does there, as the server names it.
 NEEDED = (
-    "projects.create", "projects.view", "projects.change", "tasks.create", "tasks.view", "annotations.create",
-    "annotations.view", "annotations.change", "predictions.any", "actions.perform",
+    "projects.create", "projects.view", "projects.change", "tasks.create", "tasks.view", "tasks.delete",
+    "annotations.create", "annotations.view", "annotations.change", "predictions.any", "actions.perform",
 )  # fmt: skip
 WEBHOOKS = "webhooks.change"
 

@@ -10,17 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 MOST = 1000  # items in a bulk call: larger ones cost the server memory for good
-FIRST = 50
+FIRST = 100
 TARGET = 0.8  # seconds that a bulk call takes at most, where the server can do anything in that time
 SHARE = (
-    2.0  # times what a call costs for itself, its items may cost: a server may recount a whole project each time
+    2.0  # times what a call costs for itself, its items may cost: some servers recount a whole project each time
 )
+GROWTH = 2.5  # from one call to the next, at most
 SAMPLES = 12
 SLOW = 3.0  # times as long as at best, a quick call takes on a busy server
 LEAST = 0.15  # seconds above the best, below which a quick call is never slow
 FADING = 1.0003  # by which the best is forgotten with each quick call: all of them get slower as a project grows
 LONGEST = 5.0  # seconds of a rest
 STALE = 3.0  # seconds after which a quick call tells nothing any more
+
+Floats = NDArray[np.float64]
 
 
 class Pace:
@@ -36,7 +39,6 @@ class Pace:
         self._clock = clock
         self._sleep = sleep
         self._bulks: dict[str, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=SAMPLES))
-        self._fixed: dict[str, float] = defaultdict(float)
         self._ceiling: dict[str, int] = defaultdict(lambda: MOST)
         self._best: dict[str, float] = {}
         self._quick: deque[float] = deque(maxlen=3)
@@ -45,23 +47,15 @@ class Pace:
 
     def size(self, kind: str, first: int = FIRST) -> int:
         """How many items the next bulk call of a kind should take. first: of the first call."""
-        known = self._bulks[kind]
-        if not known:
-            return min(first, self._ceiling[kind])
-        items, seconds = np.array(known).T
-        fixed, each = self._costs(kind, items, seconds)
-        wanted = max(TARGET - fixed, SHARE * fixed) / max(each, 1e-9)
-        return int(np.clip(wanted, 1, min(2 * items.max(), self._ceiling[kind])))
-
-    def _costs(self, kind: str, items: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-        """What a call costs for itself, and for each item: medians, so that one stall changes little."""
-        one, other = np.triu_indices(len(items), 1)
-        apart = np.abs(items[one] - items[other]) > 0.25 * items.max()
-        if apart.any():
-            slopes = (seconds[one] - seconds[other])[apart] / (items[one] - items[other])[apart]
-            self._fixed[kind] = max(0.0, float(np.median(seconds - max(0.0, float(np.median(slopes))) * items)))
-        fixed = min(self._fixed[kind], float(seconds.min()))
-        return fixed, float(np.median((seconds - fixed) / items))
+        items, seconds = np.array(self._bulks[kind], dtype=float).reshape(-1, 2).T
+        if len(items) < 2:
+            wanted = first * GROWTH ** len(items)
+        else:
+            fixed, each, sure = _costs(items, seconds)
+            wanted = max(TARGET - fixed, SHARE * fixed) / max(each, 1e-9)
+            # calls of one size do not tell what is for the call and what for its items
+            wanted = min(wanted, GROWTH * items.max()) * (1 if sure else 0.7)
+        return int(np.clip(wanted, 1, self._ceiling[kind]))
 
     def took(self, kind: str, items: int, seconds: float) -> None:
         """A bulk call of so many items took so long."""
@@ -88,3 +82,17 @@ class Pace:
         busy = float(np.median(self._quick)) if self._quick else 1.0
         if busy >= SLOW:
             self._sleep(min(LONGEST, self._last * busy / SLOW))
+
+
+def _costs(items: Floats, seconds: Floats) -> tuple[float, float, bool]:
+    """What a call costs for itself, what each item costs, and whether the two are told apart.
+
+    Medians, so that one stall changes little; from calls that follow each other, and the latest, since what a call
+    costs for itself grows with the project.
+    """
+    more = np.diff(items)
+    apart = np.abs(more) > 0.2 * items.max()
+    slope = max(0.0, float(np.median(np.diff(seconds)[apart] / more[apart]))) if apart.any() else 0.0
+    fixed = max(0.0, float(np.median((seconds - slope * items)[-5:]))) if apart.any() else 0.0
+    fixed = min(fixed, float(seconds[-5:].min()))
+    return fixed, float(np.median(((seconds - fixed) / items)[-5:])), bool(apart.any())

@@ -115,6 +115,25 @@ def test_a_persons_edit_of_a_propagated_annotation_stays(connect: Callable[[str]
         assert stored(person, ours["id"]) == edited
 
 
+def test_a_page_whose_answer_is_deleted_is_offered_again_as_the_same_task(connect: Callable[[str], Site]) -> None:
+    site = connect("deleted")
+    prepare(site)
+    daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+    daemon.step()
+    with closing(new_user(site.server, "doubter@example.com", "look-closely-4")) as doubter:
+        first = doubter.get(f"/api/projects/{site.connection.pages}/next/").json()["id"]
+        made = doubter.post(f"/api/tasks/{first}/annotations/", json={"result": [], "lead_time": 2.0})
+        daemon.step()
+        page = daemon.campaign.page_of[first]
+        assert (daemon.campaign.verdict[page.rows] == 1).all()
+        assert doubter.delete(f"/api/annotations/{made.json()['id']}/").is_success
+        step = daemon.step()
+        assert page in daemon.campaign.waiting_pages
+        assert (daemon.campaign.verdict[page.rows] == -1).all()
+        assert step.pages == 0
+        assert doubter.get(f"/api/projects/{site.connection.pages}/next/").json()["id"] == first
+
+
 def _place(daemon: Any, task: int) -> int:
     image = next(known.image for known in daemon.store.source_tasks() if known.task == task)
     return list(daemon.campaign.table.images).index(image)

@@ -22,6 +22,7 @@ from ls_propagate.demo.server import label_studio as started
 from ls_propagate.doctor.case import Finding
 from ls_propagate.doctor.examine import examine
 from ls_propagate.settings import load_settings
+from plugin.label_studio.gateway import WEBHOOK_ACTIONS
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="label" toName="image"><Label value="cell"/></PolygonLabels></View>"""
@@ -126,15 +127,18 @@ def test_webhooks_are_known_by_address_and_secret(campaign: Campaign, monkeypatc
             "project": project,
             "url": "http://127.0.0.1:9091/webhook",
             "headers": {"X-Propagate-Secret": secret},
+            "is_active": True,
+            "actions": list(WEBHOOK_ACTIONS),
         }
-        campaign.person.post("/api/webhooks/", json={**hook, "is_active": True}).raise_for_status()
+        campaign.person.post("/api/webhooks/", json=hook).raise_for_status()
     finding = campaign.findings()["webhooks"]
     assert finding.state == "bad"
     assert f"project {campaign.pages} bears another secret" in finding.said
     assert f"project {campaign.project} " not in finding.said
     for hook in campaign.person.get("/api/webhooks/", params={"project": campaign.pages}).json():
         headers = {"X-Propagate-Secret": SECRET}
-        campaign.person.patch(f"/api/webhooks/{hook['id']}/", json={"url": hook["url"], "headers": headers})
+        changed = {"url": hook["url"], "headers": headers, "actions": list(WEBHOOK_ACTIONS)}
+        campaign.person.patch(f"/api/webhooks/{hook['id']}/", json=changed).raise_for_status()
     assert campaign.findings()["webhooks"].state == "good"
 
 

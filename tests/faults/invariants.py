@@ -28,6 +28,7 @@ from propagation.events import (
     PageAnswered,
     PageIssued,
     PagePosted,
+    PageReopened,
     PageReturned,
 )
 from propagation.strategies import Choice
@@ -65,7 +66,11 @@ def check(scene: Scene, settled: bool = True, theirs: Mapping[int, Sequence[Json
     pages = list(scene.gateway.tasks(scene.verify.pages, FIELDS))
     tasks = list(scene.gateway.tasks(scene.source.project, FIELDS))
     campaign = scene.begin()
-    found = [*_log(events, campaign), *_once(scene, events, pages, tasks), *_whole(scene, tasks, campaign)]
+    found = [
+        *_log(events, campaign),
+        *_once(scene, events, pages, tasks, settled),
+        *_whole(scene, tasks, campaign),
+    ]
     found += _people(tasks, theirs or {})
     if settled:
         found += [*_answers(events, pages, campaign), *_annotations(scene, events, tasks, campaign)]
@@ -171,23 +176,27 @@ def _choices(campaign: Campaign) -> Iterator[list[Event]]:
 # nothing twice
 
 
-def _once(scene: Scene, events: Sequence[Event], pages: Sequence[Json], tasks: Sequence[Json]) -> Iterator[str]:
+def _once(
+    scene: Scene, events: Sequence[Event], pages: Sequence[Json], tasks: Sequence[Json], settled: bool
+) -> Iterator[str]:
+    """What a request that was doubled on its way left there twice is gone in the end.
+
+    Save a page that two annotators were quick to answer: their answers stay where they gave them.
+    """
     issued = {event.page for event in events if isinstance(event, PageIssued)}
-    numbers = defaultdict(list)
-    for page in pages:
-        numbers[page["data"].get("page")].append(page["id"])
-    for name, made in numbers.items():
+    for name, made in _by_page(pages).items():
+        numbers = [page["id"] for page in made]
         if name not in issued:
-            yield f"tasks {made} of the verify project are of page {name}, which was never issued"
-        if len(made) > 1:
-            yield f"page {name} has tasks {made}"
+            yield f"tasks {numbers} of the verify project are of page {name}, which was never issued"
+        if settled and len(made) > 1 and not all(page["annotations"] for page in made):
+            yield f"page {name} has tasks {numbers}"
     for task in tasks:
         versions = Counter(prediction["model_version"] for prediction in task["predictions"])
         for version, count in versions.items():
-            if count > 1:
+            if settled and count > 1:
                 yield f"task {task['id']} has {count} predictions of {version}"
         made = [annotation["id"] for annotation in _made(task, scene.source)]
-        if len(made) > 1:
+        if settled and len(made) > 1:
             yield f"task {task['id']} has annotations {made} of ours"
 
 
@@ -222,37 +231,50 @@ def _people(tasks: Sequence[Json], theirs: Mapping[int, Sequence[Json]]) -> Iter
 
 def _answers(events: Sequence[Event], pages: Sequence[Json], campaign: Campaign) -> Iterator[str]:
     """The answers that stand in the verify project against the log and the campaign's verdicts."""
-    last: dict[str, PageAnswered | PageReturned] = {}
-    for event in events:
-        if isinstance(event, PageAnswered | PageReturned):
-            last[event.page] = event
+    last = {event.page: event for event in events if isinstance(event, PageAnswered | PageReturned | PageReopened)}
     standing: dict[tuple[str, ...], list[list[int]]] = defaultdict(list)
-    for page in pages:
-        if (state := campaign.pages.get(page["data"].get("page"))) is None:
+    for name, made in _by_page(pages).items():
+        if (state := campaign.pages.get(name)) is None:
             continue
-        name, questions = state.issued.page, state.issued.questions
-        answers = sorted((a for a in page["annotations"] if a["was_cancelled"] is False), key=lambda a: a["id"])
-        told = last.get(name)
-        if not answers:
-            if isinstance(told, PageAnswered) and told.annotation in {a["id"] for a in page["annotations"]}:
-                yield f"page {name} has no answer, the log says {told}"
-            continue
-        marked = {m for r in answers[0]["result"] if r["from_name"] == "wrong" for m in r["value"]["choices"]}
-        if marked - set(questions):
-            continue  # unusable: it is asked again
-        verdicts = tuple("no" if mask in marked else "yes" for mask in questions)
-        standing[questions].append([NO if mask in marked else YES for mask in questions])
-        if not isinstance(told, PageAnswered) or told.annotation != answers[0]["id"]:
-            yield f"annotation {answers[0]['id']} answers page {name}, the log says {told}"
-        elif (told.version, told.verdicts) != (answers[0]["updated_at"], verdicts):
-            yield f"annotation {told.annotation} of page {name} stands otherwise in the log"
-    for questions, given in standing.items():
-        state = next(p for p in campaign.pages.values() if p.issued.questions == questions)
+        questions, told = state.issued.questions, last.get(name)
+        answers = [answer for page in made if (answer := _answer(page, questions)) is not None]
+        standing[questions] += [[NO if mask in marked else YES for mask in questions] for _, marked in answers]
+        known = told if isinstance(told, PageAnswered) else None
+        wanted = [
+            (answer["id"], answer["updated_at"], tuple("no" if mask in marked else "yes" for mask in questions))
+            for answer, marked in answers
+        ]
+        if wanted and (known and (known.annotation, known.version, known.verdicts)) not in wanted:
+            yield f"page {name} is answered by {wanted}, the log says {told}"
+        if known and not wanted:
+            yield f"page {name} has no answer that can be used, the log says {told}"
+    there = _by_page(pages)
+    for event in last.values():
+        if isinstance(event, PageAnswered) and event.page not in there:  # somebody deleted the task
+            read = [NO if verdict == "no" else YES for verdict in event.verdicts]
+            standing[campaign.pages[event.page].issued.questions].append(read)
+    for state in campaign.pages.values():
+        given = standing[state.issued.questions]
         if campaign.verdict[state.rows].tolist() not in given:
-            yield f"the verdicts on page {state.issued.page} are none of its answers"
-    silent = {p.issued.questions for p in campaign.pages.values()} - set(standing)
-    for questions in silent:
-        yield f"nobody has answered {questions}, and the campaign is finished"
+            yield f"the verdicts on page {state.issued.page} are none of its answers, {given}"
+
+
+def _answer(page: Json, questions: Sequence[str]) -> tuple[Json, set[str]] | None:
+    """The first answer of a page that was not skipped, and the masks it marks; None where it is of no use."""
+    answers = [annotation for annotation in page["annotations"] if annotation["was_cancelled"] is False]
+    if not answers:
+        return None
+    first = min(answers, key=lambda annotation: int(annotation["id"]))
+    marked = {m for item in first["result"] if item["from_name"] == "wrong" for m in item["value"]["choices"]}
+    return None if marked - set(questions) else (first, marked)
+
+
+def _by_page(pages: Sequence[Json]) -> dict[str, list[Json]]:
+    """The tasks of each page."""
+    found = defaultdict(list)
+    for page in pages:
+        found[page["data"].get("page")].append(page)
+    return found
 
 
 def _annotations(
@@ -298,5 +320,5 @@ def _covered(events: Sequence[Event], campaign: Campaign) -> dict[str, set[str]]
                 levels[event.certificate] = unpack(event.levels)
             case Certified():
                 inside = (levels[event.certificate] > 0) & (levels[event.certificate] <= event.level)
-                covered[f"certificate/{event.certificate}"] |= set(ids[inside])
+                covered[f"certificate/{event.certificate}/{event.level}"] |= set(ids[inside])
     return covered

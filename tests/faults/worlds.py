@@ -22,13 +22,13 @@ SOAK = os.environ.get("LS_PROPAGATE_SOAK") == "1"
 #: A change shows no later than this after the time that the server gives it.
 LATEST = timedelta(seconds=8)
 
-When = Literal["before", "midway", "after"]
+When = Literal["before", "midway", "after", "twice"]
 
 #: Strategies that come to an end on a world of 40 masks, having decided, certified and written.
 STRATEGIES: dict[str, dict[str, Any] | CalibratedStrategy] = {
     "paper": {},
     "calibrated": CalibratedStrategy(
-        target=0.6, confidence=0.7, learn=0.3, learn_most=12, sets=4, page_size=4, least_size=3, pages_a_round=2
+        target=0.6, confidence=0.7, learn=0.3, learn_most=12, sets=4, page_size=8, least_size=3, pages_a_round=3
     ),
 }
 
@@ -88,7 +88,8 @@ class Unsteady:
     def fail(self, call: int, when: When, error: Exception) -> None:
         """The ``call``-th call from now, counted from 1, raises ``error``.
 
-        before: and has no effect; after: and has had it; midway: after half of what it reads, or as after.
+        before: and has no effect; after: and has had it; midway: after half of what it reads, or as after;
+        twice: it does not, but it takes effect twice.
         """
         self._faults[len(self.calls) + call] = when, error
 
@@ -105,6 +106,8 @@ class Unsteady:
             if when == "before":
                 raise error
             answer = self._seen(name, found, *args, **kwargs)
+            if when == "twice":
+                return self._seen(name, found, *args, **kwargs)
             if when == "midway" and name == "tasks":
                 return _half(answer, error)
             raise error
@@ -125,9 +128,10 @@ class Unsteady:
     def elapse(self, seconds: float) -> None:
         """Time passes; a change shows in good time."""
         self._gateway._now += timedelta(seconds=seconds)
-        for task in list(self._late):
-            if self._gateway._now >= datetime.fromisoformat(self._gateway._tasks[task]["updated_at"]) + LATEST:
-                del self._late[task]
+        for number in list(self._late):
+            task = self._gateway._tasks.get(number)
+            if task is None or self._gateway._now >= datetime.fromisoformat(task["updated_at"]) + LATEST:
+                del self._late[number]
 
     def _seen(self, name: str, found: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if name != "tasks":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,15 @@ def png(side=32):
     content = io.BytesIO()
     Image.fromarray(np.full((side, side, 3), 120, dtype=np.uint8)).save(content, "PNG")
     return content.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_before():
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @dataclass

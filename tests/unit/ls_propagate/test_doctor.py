@@ -440,9 +440,9 @@ def test_images_at_a_host_in_the_settings_may_be_read(studio, office, monkeypatc
     office.store.set_source_tasks([type(t)(t.image, t.task, f"{studio.url}{t.location}") for t in tasks])
     monkeypatch.setenv("LS_PROPAGATE_IMAGE_HOSTS", '["images.example"]')
     assert found()["images"].state == "good"
-    (first, *more) = office.store.source_tasks()
-    elsewhere = type(first)(first.image, first.task, "https://images.example/a.png")
-    office.store.set_source_tasks([*more, elsewhere])
+    (*more, last) = office.store.source_tasks()
+    there = type(last)(last.image, last.task, "https://images.example/a.png")
+    office.store.set_source_tasks([*more, there])
     assert found()["images"].state == "good"
 
 

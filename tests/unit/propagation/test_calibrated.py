@@ -236,6 +236,18 @@ def test_the_errors_of_all_attempts_are_spent_from_one(begun):
     assert alphas == pytest.approx([0.05 / 2 ** (attempt + 1) for attempt in range(len(alphas))])
 
 
+def test_of_the_certificates_those_are_kept_that_are_asked_for_or_stand(begun):
+    """Each takes some bytes for every mask."""
+    campaign, right = begun(rule(budget=380, spend=0.5, learn=0.1, worth=0.0), apart=0.7)
+    opened, (scope,) = 0, campaign.search._scopes.values()
+    while step(campaign, truthful(right), log := []):
+        opened += sum(isinstance(event, CertificateOpened) for event in log)
+        assert scope.tries == opened
+        assert {attempt.number for attempt in scope.attempts} == set(campaign.search._attempt)
+        assert len(scope.attempts) <= 2
+    assert opened > 2
+
+
 @pytest.mark.parametrize("budget", [0, 1, 7, 20, 55, 137])
 @pytest.mark.parametrize("scope", ["campaign", "category"])
 def test_the_budget_is_never_exceeded_and_nothing_asked_twice(begun, budget, scope):

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from propagation.errors import StoreError, Unreachable
-from sync.store import Store
+from sync.store import Hint, Store
 from tests.faults.invariants import check
 from tests.faults.worlds import SOAK, STRATEGIES, Unsteady, make_campaign, scene, without_waiting_for_models
 
 CHANCE = "by chance"
 CHOICE = st.integers(0, 1000)  # of what there is, by its place
-WHEN = st.sampled_from(["before", "midway", "after"])
+WHEN = st.sampled_from(["before", "midway", "after", "twice"])
 
 
 def drawn(place):
@@ -44,6 +44,7 @@ class Machine(RuleBasedStateMachine):
         self.overtaken = False
         clock = types.SimpleNamespace(monotonic=lambda: self.world.gateway._now.timestamp())
         monkeypatch.setattr("sync.changes.time", clock)
+        monkeypatch.setattr("sync.daemon.time", clock)
         self.daemon = self.world.daemon(self.gateway)
         self.looking = Store(self.world.url)
 
@@ -81,7 +82,7 @@ class Machine(RuleBasedStateMachine):
     def a_call_will_fail(self, call, when):
         self.gateway.fail(call, when, Unreachable(CHANCE))
 
-    @rule(seconds=st.sampled_from([0.5, 5.0, 12.0, 300.0]))
+    @rule(seconds=st.sampled_from([0.5, 5.0, 12.0, 40.0, 300.0, 2000.0]))
     def time_passes(self, seconds):
         self.gateway.elapse(seconds)
 
@@ -129,6 +130,16 @@ class Machine(RuleBasedStateMachine):
         page, answer = self._answered(choice)
         if answer:
             self.world.gateway.submit(page["id"], self._marks(page, choice, honest=False), by=3)
+
+    @rule(choice=CHOICE)
+    def somebody_deletes_a_page_that_waits(self, choice):
+        waiting = [page for page in self.world.pages() if not page["annotations"]]
+        if waiting:
+            self.world.gateway.delete_tasks(self.world.verify.pages, [waiting[choice % len(waiting)]["id"]])
+
+    @rule()
+    def a_webhook_tells(self):
+        self.looking.notice(Hint("TASKS_DELETED", self.world.verify.pages))
 
     # people in the source project
 
