@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit tests browser screenshots clean
+.PHONY: demo test check audit tests browser soak screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -24,6 +24,11 @@ audit: $(READY)
 
 tests: $(READY) browser
 	$(BIN)/pytest
+
+# what may go wrong, at length, one after the other: chance, faults of the network, kills, load
+soak: $(READY)
+	for part in unit/sync/test_machine unit/sync/test_crashes acceptance/test_faults acceptance/test_kills \
+		acceptance/test_load; do LS_PROPAGATE_SOAK=1 $(BIN)/pytest -s tests/$$part.py || exit 1; done
 
 # the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
 browser: $(READY)

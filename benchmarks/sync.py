@@ -11,7 +11,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -115,12 +115,12 @@ class Bare:
 
 
 def blob(rng: np.random.Generator, left: int, top: int) -> Any:
-    """The mask of a blob of some 40 pixels across, in its cell of the image."""
+    """The mask of an ellipse of some 30 pixels across, in its cell of the image."""
     y, x = np.mgrid[:80, :80] - 40
-    angle = np.arctan2(y, x)
-    radius = rng.uniform(12, 25) * (1 + 0.15 * np.sin(3 * angle + rng.uniform(0, 6)))
+    turn, long, wide = rng.uniform(0, np.pi), rng.uniform(12, 20), rng.uniform(8, 14)
+    along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
     mask = np.zeros((SIDE, SIDE), np.uint8, order="F")
-    mask[top : top + 80, left : left + 80] = np.hypot(x, y) < radius
+    mask[top : top + 80, left : left + 80] = (along / long) ** 2 + (across / wide) ** 2 < 1
     return coco.encode(mask)
 
 
@@ -156,7 +156,7 @@ class World:
     def apply(self, decision: Literal["accept", "split"], cluster: str) -> None:
         self.campaign.apply(Decided(cluster, decision, 0, 0))
 
-    def write(self, tasks: Sequence[SourceTask]) -> Iterator[int]:
+    def write(self, tasks: Sequence[SourceTask]) -> Generator[int, None, None]:
         """Write back; after each batch, how many images it wrote."""
         return write_back(self._gateway, self.source, self.campaign, tasks, self._record)
 
@@ -241,29 +241,34 @@ def measure_writing(
     for place in range(0, count, CHUNK):
         part = theirs[place : place + CHUNK]
         with timed(first.bare, len(part)):
-            chosen = [(task, results[task % 50]) for task in part]
-            bare.import_predictions(projects[1], chosen)
+            bare.import_predictions(projects[1], [(task, results[task % 50]) for task in part])
             bare.predictions_to_annotations(projects[1], part)
         few = singles[len(made) : len(made) + SINGLE // 3]
         with timed(single.bare, len(few)):
             made += [bare.annotate(task, results[task % 50]) for task in few]
-        before, began = done, time.perf_counter()
-        while done < min(place + CHUNK, count):
-            done += next(batches)
-        first.ours.append((done - before, time.perf_counter() - began))
+        done += take(batches, place + len(part) - done, first.ours)
         said(f"writing back, {done:,} of {count:,}")
-    batches.close()
     single.ours = first.ours
     world.apply("accept", world.rest)
-    batches = world.write(world.tasks[: 2 * SINGLE])
-    for number in made[:SINGLE]:
-        with timed(growth.bare, 1):
-            bare.change(number, grown[number % 50])
-        if number % 5 == 0:
-            began = time.perf_counter()
-            growth.ours.append((next(batches, 0), time.perf_counter() - began))
+    batches = world.write(world.tasks)
+    done = 0
+    for place in range(0, len(made), 10):
+        with timed(growth.bare, 10):
+            for number in made[place : place + 10]:
+                bare.change(number, grown[number % 50])
+        done += take(batches, place + 10 - done, growth.ours)
     batches.close()
     return [first, single, growth]
+
+
+def take(batches: Iterator[int], wanted: int, into: list[tuple[int, float]]) -> int:
+    """Let at least so many images be written; how many were."""
+    began, done = time.perf_counter(), 0
+    while done < wanted:
+        done += next(batches)
+    if done:
+        into.append((done, time.perf_counter() - began))
+    return done
 
 
 def measure_looks(gateway: LabelStudioGateway, bare: Bare) -> list[float]:
@@ -318,7 +323,7 @@ def shown(found: list[Measurement], looks: list[float], title: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What goes through the daemon's calls of a real Label Studio.")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the measurements to this file too")
-    parser.add_argument("--tasks", type=int, default=5000, metavar="N", help="images that are written to")
+    parser.add_argument("--tasks", type=int, default=3000, metavar="N", help="images that are written to")
     parser.add_argument("--masks", type=int, default=5, metavar="N", help="masks of an image, 2 to 25")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     options = parser.parse_args()

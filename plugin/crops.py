@@ -56,6 +56,15 @@ def render_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> bytes:
     return jpeg.tobytes()
 
 
+def unreadable_crop(side: int = SIDE) -> bytes:
+    """A square JPEG of ``side`` pixels in place of a crop whose image cannot be read: it says what to do."""
+    canvas = np.full((side, side, 3), BEYOND_IMAGE, np.uint8)
+    for line, text in enumerate(("This image", "cannot be read:", "mark it as wrong")):
+        place = (round(side * 0.06), round(side * (0.38 + 0.16 * line)))
+        cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, side / 370, (255, 255, 255), 1, cv2.LINE_AA)
+    return cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
 def _window(box: NDArray[np.float64], height: int, width: int) -> tuple[int, int, int]:
     """Left, top and side of the square to show, in image pixels, moved into the image as far as it fits."""
     x, y, w, h = box

@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from propagation.events import Decided, Decision, Event, PageAnswered, PageIssued, PageReopened, PageReturned
+from propagation.events import (
+    Decided,
+    Decision,
+    Event,
+    ImageTaken,
+    PageAnswered,
+    PageIssued,
+    PageReopened,
+    PageReturned,
+)
 from propagation.strategies import Claim, Draw, require
 
 if TYPE_CHECKING:
@@ -125,12 +134,18 @@ class PaperSearch:
                 self._decided(event)
             case PageIssued():
                 self._ask(event.clusters)
+            case ImageTaken():
+                # with fewer masks left to ask about, the verdicts that are there may be enough
+                self._undecided |= self._unsettled()
             case PageAnswered() | PageReturned() | PageReopened():
                 page = self._campaign.pages[event.page]
                 if self._rests[page.rows].any():
                     self._doubt(page.rows)
                 if any(self._campaign.state.get(self._campaign.find(c)) == "split" for c in page.issued.clusters):
-                    self._undecided |= {k for k in self._depth if self._campaign.state[k] in ("open", "asking")}
+                    self._undecided |= self._unsettled()
+
+    def _unsettled(self) -> set[Key]:
+        return {key for key in self._depth if self._campaign.state[key] in ("open", "asking")}
 
     def _doubt(self, rows: NDArray[np.int64]) -> None:
         """Verdicts that decisions rest on changed; where one is missing, the cluster is open until it comes."""

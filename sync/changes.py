@@ -41,13 +41,17 @@ class Changes:
         self._ours = ours
         self._seen: dict[int, str] = {}
         self._moved = time.monotonic()
+        self._settled = False
 
     def read(self) -> list[Json]:
         """The tasks that changed, with the fields asked for, oldest change first; moves the cursor."""
+        begun = time.monotonic()
         tasks, seen, latest = self._begin() if self.cursor is None else self._go_on(moment(self.cursor))
         self._seen = seen
+        # nothing shows late any more once a whole look, begun long after the cursor moved, has found nothing
+        self._settled = not tasks and begun - self._moved >= OVERLAP.total_seconds()
         if latest is not None and latest != self.cursor:
-            self.cursor, self._moved = latest, time.monotonic()
+            self.cursor, self._moved, self._settled = latest, time.monotonic(), False
         return sorted(tasks, key=lambda task: str(task["updated_at"]))
 
     def _begin(self) -> tuple[list[Json], dict[int, str], str | None]:
@@ -58,8 +62,7 @@ class Changes:
         return tasks, {task["id"]: task["updated_at"] for task in tasks}, latest
 
     def _go_on(self, cursor: str) -> tuple[list[Json], dict[int, str], str]:
-        quiet = time.monotonic() - self._moved >= OVERLAP.total_seconds()
-        since = cursor if quiet else _earlier(cursor)
+        since = cursor if self._settled else _earlier(cursor)
         ours = {task: at for task, (_, at) in (self._ours or {}).items() if at > since}
         named = sorted(set(ours.values()))[-MOST_NAMED:]
         heads = {

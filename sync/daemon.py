@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 2.0  # after a first failure; doubled with each further one
 RETRY_MOST = 60.0
+TRIES = 3  # passes in a row that may fail in a way that waiting does not help
 LOOK_SECONDS = 60.0  # between two looks whether the tasks of waiting pages are still there
 
 
@@ -138,7 +139,7 @@ class Daemon:
 
         wake: begins the next pass at once; who sets ``stop`` sets it too, to be heard at once. failed: is told
         of each failure that is waited out. A server that stumbles or is away for a while is waited for, once a
-        first pass has gone well; before that, and where it refuses, its error is raised.
+        first pass has gone well; before that, and where it refuses again and again, its error is raised.
         """
         wake = wake or threading.Event()
         self.stopping = stop.is_set
@@ -148,9 +149,10 @@ class Daemon:
             try:
                 step = self.step()
             except ServerError as error:
-                if not begun or isinstance(error, Refused | NotLabelStudio | Missing):
-                    raise
                 failures += 1
+                lasting = isinstance(error, Refused | NotLabelStudio | Missing)
+                if not begun or (lasting and failures >= TRIES):
+                    raise
                 pause = min(RETRY_SECONDS * 2 ** (failures - 1), RETRY_MOST) * random.uniform(0.5, 1)  # noqa: S311
                 log.warning("%s; trying again in %.0f s", error, pause)
                 failed(error)

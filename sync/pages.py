@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,15 +10,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from plugin.crops import render_crop
+from plugin.crops import render_crop, unreadable_crop
 from plugin.label_studio.gateway import Gateway, chunks
 from plugin.label_studio.images import decode
 from plugin.label_studio.pages import Question, page_task
 from propagation.campaign import PageState
+from propagation.errors import ImageError, MaskError
 from propagation.events import PagePosted
 from propagation.masks import MaskTable
 
-PAGES_AT_ONCE = 50
+log = logging.getLogger(__name__)
+
+PAGES_AT_ONCE = 10  # of which all crops are made before one is sent; what fails in between is made again
+
+UNREADABLE = unreadable_crop()
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,8 @@ def post_pages(
 ) -> None:
     """Make a task of each page; ``posted`` is told after every batch that the server took.
 
-    The caller has looked before that none has a task already, from a run that was cut off.
+    A question whose image cannot be read says so, and to mark it as wrong, so that the rest can be answered. The
+    caller has looked before that none has a task already, from a run that was cut off.
     locations: image key to the value by which the image can be read.
     """
     for batch in chunks(pages, PAGES_AT_ONCE):
@@ -65,6 +72,24 @@ def _render(
         by_image[str(table.images[table.image[row]])].append(int(row))
     crops = {}
     for image, here in by_image.items():
-        pixels = decode(image, gateway.read_file(locations[image]))
-        crops.update({str(table.ids[row]): render_crop(pixels, table.rle(row)) for row in here})
+        pixels = _read(gateway, image, locations[image])
+        for row in here:
+            mask = str(table.ids[row])
+            try:
+                crops[mask] = UNREADABLE if pixels is None else render_crop(pixels, table.rle(row))
+            except (ImageError, MaskError) as error:  # the image is not the one that the mask was found in
+                log.warning("mask %s has no crop: %s", mask, error)
+                crops[mask] = UNREADABLE
     return crops
+
+
+def _read(gateway: Gateway, image: str, location: str) -> NDArray[np.uint8] | None:
+    """The pixels of an image; None where it cannot be read, which is no reason to ask nothing else."""
+    try:
+        try:
+            return decode(image, gateway.read_file(location))
+        except ImageError:
+            return decode(image, gateway.read_file(location))  # the answer may have been another's
+    except ImageError as error:
+        log.warning("%s", error)
+        return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
 from sync.store import SourceTask
 
 PATCHES_AT_FIRST = 4
+DRAWN_AHEAD = 1000  # images
+DRAWN_AT_ONCE = 25
 Record = Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None]
 Rows = NDArray[np.int64]
 
@@ -40,7 +43,7 @@ def model_version(campaign: Campaign) -> str:
 
 def write_back(
     gateway: Gateway, source: Source, campaign: Campaign, tasks: Sequence[SourceTask], record: Record
-) -> Iterator[int]:
+) -> Generator[int, None, None]:
     """Bring every image's annotation up to date, batch by batch; yields how many images each batch has written.
 
     Between two batches the campaign may learn what it likes: a batch follows what holds when it begins. ``record``
@@ -51,17 +54,19 @@ def write_back(
     """
     images = _Images(campaign, source, tasks)
     writer = _Writer(gateway, source, campaign, record)
-    with ThreadPoolExecutor(1) as drawer:
+    try:
         for fresh in (True, False):
             place = -1
             while len(due := images.due(fresh, after=place)):
                 size = (
                     gateway.pace.size("predictions") if fresh else gateway.pace.size("patches", PATCHES_AT_FIRST)
                 )
+                images.draw(due[: size + DRAWN_AHEAD])
                 batch = images.items(due[:size])
-                images.draw(due[size : 2 * size], drawer)
                 place = int(due[:size][-1])
                 yield writer.first(batch) if fresh else writer.again(batch)
+    finally:
+        images.close()
 
 
 @dataclass(frozen=True)
@@ -90,30 +95,41 @@ class _Images:
             self._kind[place] = task.task not in campaign.ours
             self._standing[campaign.standing(task.task)] = True
         self._accepted: NDArray[np.bool_] = self._standing
-        self._drawing: Future[dict[int, _Drawn]] | None = None
+        self._drawer = ThreadPoolExecutor(1)
+        self._coming: dict[int, tuple[Future[list[_Drawn]], int]] = {}
 
     def due(self, fresh: bool, after: int) -> Rows:
         """The images behind one that don't hold what they should: of those never written to, or of the others."""
         self._accepted = self._campaign.accepted()
-        wrong = np.unique(self._campaign.table.image[self._accepted != self._standing])
-        wanted = (self._kind == fresh) & ~self._campaign.taken
-        return wrong[(wrong > after) & wanted[wrong]].astype(np.int64)
+        wrong = np.zeros(len(self._kind), dtype=bool)
+        wrong[self._campaign.table.image[self._accepted != self._standing]] = True
+        due = wrong & (self._kind == fresh) & ~self._campaign.taken
+        return np.flatnonzero(due[after + 1 :]) + after + 1
 
-    def draw(self, images: Rows, drawer: ThreadPoolExecutor) -> None:
-        """Draw regions that are likely to be wanted next, while the server is at work."""
-        wanted = [(place, self._rows(place)) for place in images.tolist()]
-        self._drawing = drawer.submit(lambda: {place: self._drawn(rows) for place, rows in wanted})
+    def draw(self, images: Rows) -> None:
+        """Have the regions drawn that are likely to be wanted next, while the server is at work."""
+        for part in chunks([place for place in images.tolist() if place not in self._coming], DRAWN_AT_ONCE):
+            made = self._drawer.submit(
+                lambda rows: [self._drawn(one) for one in rows], [self._rows(p) for p in part]
+            )
+            self._coming |= {place: (made, number) for number, place in enumerate(part)}
+
+    def close(self) -> None:
+        """Draw nothing more."""
+        self._drawer.shutdown(cancel_futures=True)
 
     def items(self, images: Rows) -> list[Due]:
         """What images should hold now."""
         campaign, table = self._campaign, self._campaign.table
-        drawn = self._drawing.result() if self._drawing else {}
         cluster, reasons = campaign.deciding_cluster(), campaign.reasons()
         share: dict[str | None, float | None] = {None: None}
         found = []
         for place in images.tolist():
-            rows, known = self._rows(place), drawn.get(place)
-            made = known if known and np.array_equal(known.rows, rows) else self._drawn(rows)
+            rows = self._rows(place)
+            future, number = self._coming.pop(place)
+            made = future.result()[number]
+            if not np.array_equal(made.rows, rows):
+                made = self._drawn(rows)
             for row, region in made.regions:
                 if cluster[row] not in share:
                     share[cluster[row]] = campaign.search.share(cluster[row])
@@ -157,7 +173,7 @@ class _Writer:
         if self._gateway.unannotated(self._source.project, _tasks(bare)) < len(bare):
             doubtful, bare = items, []
         self._record([WriteIntended(item.task, item.digest) for item in items])
-        return self._in_bulk(bare) + (self._with_care(doubtful) if doubtful else 0)
+        return (self._in_bulk(bare) if bare else 0) + (self._with_care(doubtful) if doubtful else 0)
 
     def again(self, items: list[Due]) -> int:
         """Change annotations that the campaign has written before; how many."""
@@ -168,7 +184,8 @@ class _Writer:
     def _in_bulk(self, items: list[Due]) -> int:
         project, written = self._source.project, 0
         self._gateway.import_predictions(project, [self._prediction(item) for item in items])
-        for part in chunks(items, self._gateway.pace.size("annotations")):
+        calls = ceil(len(items) / self._gateway.pace.size("annotations"))
+        for part in chunks(items, ceil(len(items) / calls)):
             self._gateway.predictions_to_annotations(project, self._version, _tasks(part))
             at = self._gateway.settled(project, _tasks(part), self._source.account)
             if at is None:  # somebody came in between
@@ -190,7 +207,7 @@ class _Writer:
         for item in free:
             task = now[item.task]
             found = self._own(task)
-            if not found:
+            if not found or people(task, self._campaign, self._source):
                 continue
             own, *twins = found
             for twin in twins:  # the answer to a call was lost, which was then made again

@@ -186,7 +186,8 @@ def demo_settings(demo: Demo, dataset: Dataset, server: Server) -> Settings:
             chosen["features"] = dataset.features
     else:
         chosen = {"name": "watershed", "seed": dataset.folder / "seed"}
-    lines = [f"data_dir = {json.dumps(str(demo.data.resolve() / 'campaign'))}", "", "[segmenter]"]
+    folder = json.dumps(str(demo.data.resolve() / "campaign"))
+    lines = [f"data_dir = {folder}", "daemon_port = 0", "", "[segmenter]"]
     for name, value in chosen.items():
         lines.append(f"{name} = {json.dumps(str(value.resolve() if isinstance(value, Path) else value))}")
     lines += ["", "[strategy]", f"budget = {demo.budget}", f"seed = {demo.seed}", ""]

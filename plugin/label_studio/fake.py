@@ -100,10 +100,8 @@ class FakeGateway:
         self.calls.append("settled")
         found = self._of(project, tasks)
         moments = {task["updated_at"] for task in found}
-        whole = len(found) == len(tasks) and len(moments) == 1
-        if whole and all(_count(task) == 1 and self._changed_by[task["id"]] == by for task in found):
-            return str(moments.pop())
-        return None
+        mine = [task for task in found if _count(task) == 1 and self._changed_by[task["id"]] == by]
+        return min(moments) if len(mine) == len(tasks) and tasks else None
 
     def _of(self, project: int, ids: Sequence[int] | None = None) -> list[Json]:
         self.project(project)

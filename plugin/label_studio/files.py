@@ -155,6 +155,10 @@ class Files:
         if answer.status_code != httpx.codes.OK:
             if own:
                 answer.read()
+                if (
+                    answer.is_server_error and "has_permission" in answer.text
+                ):  # how it says that there is no upload
+                    raise ImageError(f"{told} has no such upload; restore the file, or delete the task")
                 self._wire.refuse(answer)
             if answer.status_code in STUMBLES or answer.is_server_error:
                 error = Unreachable(f"{told} answers {answer.status_code}; run the command again when it is well")

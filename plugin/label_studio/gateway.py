@@ -120,9 +120,10 @@ class Gateway(Protocol):
         ...
 
     def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
-        """When all of these tasks changed last, if that was one and the same change by this user.
+        """When this user gave each of these tasks its one annotation, in one call, if that was so; else None.
 
-        And each holds one annotation, skips aside; else None.
+        The moment is the tasks' ``updated_at``, but for those that this user has changed since. Skips are no
+        annotations here.
         """
         ...
 
@@ -351,28 +352,24 @@ class LabelStudioGateway:
         return self._count("unpredicted", project, tasks, lacking)
 
     def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
-        page, _ = self._page("settled", project, [], [], tasks[:1], "id", size=1) if tasks else ([], 0)
-        if not page:
-            return None
-        at = str(page[0]["updated_at"])
-        count = self._count(
-            "settled",
-            project,
-            tasks,
-            ("updated_at", "equal", "Datetime", at),
-            ("updated_by", "contains", "List", by),
-            ("total_annotations", "equal", "Number", 1),
-        )
-        return at if count == len(tasks) else None
+        mine: list[Filter] = [("updated_by", "contains", "List", by), ("total_annotations", "equal", "Number", 1)]
+        found = [self._quick("settled", project, part, mine) for part in chunks(tasks, IDS_A_REQUEST)]
+        moments = {at for at, _ in found}
+        whole = len(moments) == 1 and sum(total for _, total in found) == len(tasks)
+        return moments.pop() if whole else None
 
-    def _count(self, name: str, project: int, tasks: Sequence[int], *filters: Filter) -> int:
-        """How many of these tasks pass the filters; quick, since the database counts them."""
-        count = 0
-        for part in chunks(tasks, IDS_A_REQUEST):
-            began = time.monotonic()
-            count += self._page(name, project, [], filters, part, "id", size=1)[1]
-            self.pace.felt(name, time.monotonic() - began)
-        return count
+    def _count(self, name: str, project: int, tasks: Sequence[int], column: Filter) -> int:
+        """How many of these tasks pass a filter."""
+        return sum(self._quick(name, project, part, [column])[1] for part in chunks(tasks, IDS_A_REQUEST))
+
+    def _quick(
+        self, name: str, project: int, tasks: Sequence[int], filters: Sequence[Filter]
+    ) -> tuple[str | None, int]:
+        """When the first of the tasks that pass the filters changed, and how many pass, as the database counts."""
+        began = time.monotonic()
+        page, total = self._page(name, project, [], filters, tasks, "updated_at", size=1)
+        self.pace.felt(name, time.monotonic() - began)
+        return page[0]["updated_at"] if page else None, total
 
     # what is changed
 

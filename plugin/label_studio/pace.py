@@ -8,20 +8,22 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 MOST = 1000  # items in a bulk call: larger ones cost the server memory for good
-FIRST = 100
+FIRST = 200
 TARGET = 0.8  # seconds that a bulk call takes at most, where the server can do anything in that time
-SHARE = (
-    2.0  # times what a call costs for itself, its items may cost: some servers recount a whole project each time
-)
-GROWTH = 2.5  # from one call to the next, at most
+SHARE = 4.0  # times what a call costs for itself, its items may cost: some servers recount a project each time
+GROWTH = 4.0  # from one call to the next, at most
+GUESS = 0.6  # seconds for the items of a first call
+TRUST = 0.3  # in that guess, against 1 in a measurement
 SAMPLES = 12
+FEW = 3  # calls that do not tell whether they take longer the more there is
 SLOW = 3.0  # times as long as at best, a quick call takes on a busy server
 LEAST = 0.15  # seconds above the best, below which a quick call is never slow
 FADING = 1.0003  # by which the best is forgotten with each quick call: all of them get slower as a project grows
 LONGEST = 5.0  # seconds of a rest
-STALE = 3.0  # seconds after which a quick call tells nothing any more
+STALE = 10.0  # seconds after which a quick call tells nothing any more
 
 Floats = NDArray[np.float64]
 
@@ -47,14 +49,14 @@ class Pace:
 
     def size(self, kind: str, first: int = FIRST) -> int:
         """How many items the next bulk call of a kind should take. first: of the first call."""
-        items, seconds = np.array(self._bulks[kind], dtype=float).reshape(-1, 2).T
-        if len(items) < 2:
-            wanted = first * GROWTH ** len(items)
-        else:
-            fixed, each, sure = _costs(items, seconds)
+        wanted = float(first)
+        if self._bulks[kind]:
+            items, seconds = np.array(self._bulks[kind], dtype=float).T
+            fixed, each = _costs(items, seconds, GUESS / first)
             wanted = max(TARGET - fixed, SHARE * fixed) / max(each, 1e-9)
-            # calls of one size do not tell what is for the call and what for its items
-            wanted = min(wanted, GROWTH * items.max()) * (1 if sure else 0.7)
+            if len(items) == SAMPLES and np.ptp(items) < 0.2 * items.max():
+                wanted *= 1.5  # calls of one size do not tell what is for the call and what for its items
+            wanted = min(wanted, GROWTH * items[-4:].max())
         return int(np.clip(wanted, 1, self._ceiling[kind]))
 
     def took(self, kind: str, items: int, seconds: float) -> None:
@@ -84,15 +86,20 @@ class Pace:
             self._sleep(min(LONGEST, self._last * busy / SLOW))
 
 
-def _costs(items: Floats, seconds: Floats) -> tuple[float, float, bool]:
-    """What a call costs for itself, what each item costs, and whether the two are told apart.
+def _costs(items: Floats, seconds: Floats, guess: float) -> tuple[float, float]:
+    """What the next call costs for itself, and what each of its items costs; guess: of the latter.
 
-    Medians, so that one stall changes little; from calls that follow each other, and the latest, since what a call
-    costs for itself grows with the project.
+    Seconds are told apart into those for each call, for each item in it, and for each item in any call so far: a
+    server that recounts the project takes the longer for that the more there is. Errors count by their share of
+    the seconds, and calls that don't fit are left out: a server stalls at times.
     """
-    more = np.diff(items)
-    apart = np.abs(more) > 0.2 * items.max()
-    slope = max(0.0, float(np.median(np.diff(seconds)[apart] / more[apart]))) if apart.any() else 0.0
-    fixed = max(0.0, float(np.median((seconds - slope * items)[-5:]))) if apart.any() else 0.0
-    fixed = min(fixed, float(seconds[-5:].min()))
-    return fixed, float(np.median(((seconds - fixed) / items)[-5:])), bool(apart.any())
+    total = np.cumsum(items) * (len(items) > FEW)
+    causes = np.stack([np.ones(len(items)), total, items], axis=1) / np.maximum(seconds, 1e-6)[:, None]
+    guessed = TRUST * np.array([0, 0, 1 / guess])
+    usual = np.ones(len(items), dtype=bool)
+    for _ in range(2):
+        wanted = np.append(np.ones(int(usual.sum())), TRUST)
+        (call, past, item), _ = nnls(np.vstack([causes[usual], guessed]), wanted)
+        error = np.abs(causes @ (call, past, item) - 1)
+        usual = error <= max(0.3, 2 * float(np.median(error)))
+    return call + past * total[-1], item + past

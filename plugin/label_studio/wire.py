@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import stamina
-from label_studio_sdk import LabelStudio
 from label_studio_sdk.core.api_error import ApiError
+from label_studio_sdk.core.client_wrapper import SyncClientWrapper
 from stamina.instrumentation import RetryDetails, set_on_retry_hooks
 
 from propagation.errors import Missing, NotLabelStudio, Refused, ServerError, Unreachable
@@ -86,16 +86,16 @@ class Wire:
         # not led on: to follow would make a GET of a POST, and send others the token
         self.http = httpx.Client(timeout=timeout, follow_redirects=False, transport=transport)
         try:
-            # the SDK exchanges a personal access token for the one that is sent; its own requests repeat whatever
-            # they like, and take longer to write a large body than the server takes to store it
-            client = LabelStudio(base_url=self._base, api_key=token, httpx_client=self.http)
+            # the part of the SDK that exchanges a personal access token for the one that is sent; its own requests
+            # repeat whatever they like, and take longer to write a large body than the server takes to store it;
+            # and the whole client loads pandas and much else
+            self._wrapper = SyncClientWrapper(base_url=self._base, api_key=token, httpx_client=self.http)
         except (ApiError, TypeError, ValueError, ArithmeticError) as error:
             self.http.close()
             said = (
                 error.body.get("detail") if isinstance(error, ApiError) and isinstance(error.body, dict) else None
             )
             raise self._refused(said or "it is none that Label Studio makes") from error
-        self._wrapper = client._client_wrapper
 
     def close(self) -> None:
         """Close the connections to the server."""

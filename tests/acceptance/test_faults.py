@@ -57,7 +57,7 @@ def test_whatever_the_network_does_nothing_is_lost_or_twice(connect: Callable[[s
         for kind, count in proxy.counts.items():
             faults[kind] += count
         print(f"campaign {seed}: {proxy.requests} requests, {proxy.faults} faults, {starts} starts")
-        check(scene(site))
+        check(scene(site), doubled=True)
         seed += 1
     print(faults)
     assert min(faults.values()) > 0, faults

@@ -33,16 +33,18 @@ def run(site: Site, chance: random.Random, kills: int) -> int:
         while True:
             process = daemon_process(site)
             process.start()
-            process.join(min(4 * LIVES, chance.expovariate(1 / LIVES)) if died < kills else 300)
-            if process.exitcode is None:
-                assert died < kills, "the campaign never ends"
+            try:
+                process.join(min(4 * LIVES, chance.expovariate(1 / LIVES)) if died < kills else 300)
+                ended = process.exitcode
+            finally:
                 process.kill()
                 process.join()
-                died += 1
-                assert time.monotonic() < deadline, "the campaign never ends"
-                continue
-            assert process.exitcode == 0, site.output.read_text()
-            return died
+            if ended is not None:
+                assert ended == 0, site.output.read_text()
+                return died
+            died += 1
+            assert died <= kills, "the campaign never ends"
+            assert time.monotonic() < deadline, "the campaign never ends"
 
 
 def test_a_daemon_killed_at_any_moment_ends_as_one_that_was_not(connect: Callable[[str], Site]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import time
 from collections.abc import Callable
@@ -16,8 +15,6 @@ import pytest
 from ls_propagate import pipeline
 from ls_propagate.demo.run import answered, least_iou, read_back, regions_by_mask
 from ls_propagate.demo.server import new_user
-from propagation.events import Decided, Event
-from sync.store import Store
 
 Site = Any
 SQUARE = [[10.0, 10.0], [40.0, 10.0], [40.0, 40.0], [10.0, 40.0]]
@@ -137,49 +134,6 @@ def test_a_page_whose_answer_is_deleted_is_offered_again_as_the_same_task(connec
 def _place(daemon: Any, task: int) -> int:
     image = next(known.image for known in daemon.store.source_tasks() if known.task == task)
     return list(daemon.campaign.table.images).index(image)
-
-
-def decisions(events: list[Event]) -> set[Event]:
-    return {event for event in events if isinstance(event, Decided)}
-
-
-def test_a_daemon_killed_again_and_again_ends_as_one_that_was_not(connect: Callable[[str], Site]) -> None:
-    calm, killed = connect("calm"), connect("killed")
-    for site in (calm, killed):
-        prepare(site)
-    with calm.annotator_at_work():
-        assert calm.command("sync", "--until-finished").wait(300) == 0
-    kills = 0
-    with killed.annotator_at_work():
-        while True:
-            process = killed.command("sync", "--until-finished")
-            if kills >= 6 or not _grows(killed.store, process, by=3 + 5 * kills):
-                break
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-        assert process.wait(300) == 0, killed.output.read_text()
-    assert kills >= 4
-    assert decisions(killed.store.events()) == decisions(calm.store.events())
-    assert read_back(killed.gateway, killed.connection) == read_back(calm.gateway, calm.connection)
-    pages = list(killed.gateway.tasks(killed.connection.pages, ["data", "annotations", "was_cancelled"]))
-    assert len({page["data"]["page"] for page in pages}) == len(pages)
-    for task in source_tasks(killed):
-        versions = [prediction["model_version"] for prediction in task["predictions"]]
-        assert len(set(versions)) == len(versions)
-        assert len(task["annotations"]) <= 1
-
-
-def _grows(store: Store, process: Any, by: int) -> bool:
-    """Wait until the event log has grown; False when the process ends before."""
-    begin = len(store.events())
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            return False
-        if len(store.events()) >= begin + by:
-            return True
-    raise AssertionError("the daemon does nothing")
 
 
 def test_the_command_line_walks_the_whole_way(connect: Callable[[str], Site]) -> None:

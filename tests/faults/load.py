@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -474,35 +474,33 @@ def slow(submits: Sequence[Did], calls: Sequence[Did]) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Verdicts:
-    """Answers in Label Studio against the event log. extra: second answers of a page, which the log leaves out."""
+class Answer:
+    """What stands in the verify project: an annotation, when it changed last, and its verdicts."""
 
-    answers: int
-    extra: int
-    lost: list[int]
-    twice: list[int]
-    otherwise: list[int]
+    annotation: int
+    version: str
+    verdicts: tuple[str, ...]
 
 
-def compare(gateway: Gateway, pages: int, events: Iterable[Event]) -> Verdicts:
-    """What became of every answer that stands in the verify project."""
-    logged: dict[tuple[int, str], list[PageAnswered]] = defaultdict(list)
-    for event in events:
-        if isinstance(event, PageAnswered):
-            logged[event.annotation, event.version].append(event)
-    found = Verdicts(0, 0, [], [], [])
-    answers = extra = 0
+def answers(gateway: Gateway, pages: int) -> tuple[list[Answer], list[Answer]]:
+    """The first answer of every page that has one; and further ones, of annotators who got a page at once."""
+    first: list[Answer] = []
+    further: list[Answer] = []
     for task in gateway.tasks(pages, ["data", *FIELDS]):
-        for place, annotation in enumerate(sorted(task["annotations"], key=lambda each: each["id"])):
-            read = logged[annotation["id"], annotation["updated_at"]]
-            answers, extra = answers + 1, extra + bool(place)
-            if len(read) > 1:
-                found.twice.append(annotation["id"])
-            if not read and not place:
-                found.lost.append(annotation["id"])
-            if read and read[0].verdicts != _verdicts(task, annotation):
-                found.otherwise.append(annotation["id"])
-    return Verdicts(answers, extra, found.lost, found.twice, found.otherwise)
+        made = sorted(task["annotations"], key=lambda annotation: annotation["id"])
+        given = [Answer(each["id"], each["updated_at"], _verdicts(task, each)) for each in made]
+        first += given[:1]
+        further += given[1:]
+    return first, further
+
+
+def logged(events: Iterable[Event]) -> Counter[Answer]:
+    """The answers in the event log, and how often each is there."""
+    return Counter(
+        Answer(event.annotation, event.version, event.verdicts)
+        for event in events
+        if isinstance(event, PageAnswered)
+    )
 
 
 def _verdicts(task: Any, annotation: Any) -> tuple[str, ...]:

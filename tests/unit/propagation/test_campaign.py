@@ -447,6 +447,29 @@ def test_a_page_taken_back_after_its_cluster_was_accepted_decides_it_anew(begun,
     assert not campaign.waiting_pages
 
 
+def test_an_image_that_leaves_may_make_the_verdicts_of_a_cluster_enough(table, tree):
+    """Whether or not somebody looked for decisions before."""
+    decided = []
+    for looks in (False, True):
+        made = table([0.9] * 30)
+        grown = tree(made, [*range(15), *range(1000, 1015)])
+        campaign = Campaign(made, [grown], rule(samples=10, page_size=30, least_size=6))
+        page = one_round(campaign)[0]
+        campaign.apply(answered(campaign, page, [row < 15 for row in range(30)]))
+        for event in campaign.decisions():
+            campaign.apply(event)
+        if looks:
+            list(campaign.decisions())
+        asked = set(page.rows.tolist())
+        for row in range(30):
+            if row not in asked:
+                campaign.apply(ImageTaken(str(made.images[made.image[row]])))
+        again = [event for event in campaign.decisions() if campaign.apply(event) is None]
+        decided.append([(event.cluster, event.decision) for event in again])
+    assert decided[0] == decided[1]
+    assert {decision for _, decision in decided[0]} == {"accept", "reject"}
+
+
 def changed(campaign, page, verdicts, version="later"):
     """An answer is edited, and what follows is decided; the decisions."""
     campaign.apply(PageAnswered(page.issued.page, 1, version, 2, 1.0, tuple(verdicts)))

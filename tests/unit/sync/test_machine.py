@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
             self.world.run(self.daemon)
             for _ in range(2):
                 assert self.daemon.step().finished
-            check(scene(self.world, self.looking), theirs=self.theirs)
+            check(scene(self.world, self.looking), theirs=self.theirs, doubled=True)
         finally:
             self.looking.close()
             self.world.close()
