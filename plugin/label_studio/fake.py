@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from plugin.label_studio.files import shown
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS, Json, Project, User, Webhook, moment
 from plugin.label_studio.pace import Pace
 from propagation.errors import ImageError, Missing, ServerError
@@ -177,24 +178,24 @@ class FakeGateway:
         return urls
 
     def webhooks(self, project: int) -> list[Webhook]:
+        self.project(project)
         return [hook for of, hook in self._webhooks.values() if of == project]
 
     def ensure_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
-        self.project(project)
         known = [hook.id for hook in self.webhooks(project) if hook.url == url]
         number = known[0] if known else next(self._numbers)
         hook = Webhook(number, url, frozenset(WEBHOOK_ACTIONS), True, dict(headers))
         self._webhooks[number] = project, hook
 
     def breathe(self) -> None:
-        pass
+        self.pace.rest()
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
         self.hotkeys.update(hotkeys)
 
     def read_file(self, location: str) -> bytes:
         if location not in self.files:
-            raise ImageError(f"image {location!r}: {self.url} answers 404; restore the file, or delete the task")
+            raise ImageError(f"image {shown(location)}: {self.url} answers 404; restore the file, or delete the task")
         return self.files[location]
 
     # what annotators do

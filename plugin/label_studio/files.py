@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 
 from plugin.label_studio import images
-from plugin.label_studio.wire import STUMBLES, Passing, Wire, asked_to_wait, why
+from plugin.label_studio.wire import LEADS_TO, STUMBLES, Passing, Wire, asked_to_wait, why
 from propagation.errors import ImageError, SettingsError, Unreachable
 
 LARGEST = 300_000_000  # bytes
@@ -135,12 +135,13 @@ class Files:
         deadline = time.monotonic() + SLOWEST
         for _ in range(REDIRECTS + 1):
             own = self._addresses.is_own(address)
-            headers = {"Accept-Encoding": "identity", **(self._wire.headers() if own else {})}
             try:
+                headers = {"Accept-Encoding": "identity", **(self._wire.headers() if own else {})}
                 with self._wire.http.stream("GET", address, headers=headers) as answer:
-                    if not answer.has_redirect_location:
+                    target = answer.extensions.get(LEADS_TO)
+                    if not answer.is_redirect or target is None:
                         return self._content(location, answer, own, deadline)
-                    address = self._addresses.next(location, address, answer.headers["location"])
+                    address = self._addresses.next(location, address, target)
             except httpx.HTTPError as error:
                 raise Passing(
                     Unreachable(
@@ -195,14 +196,8 @@ def _named(host: str) -> tuple[str, int | None]:
     """A host and its port, or None for the usual ones, as the settings name it."""
     try:
         address, port = httpx.URL(f"http://{host}/"), urlsplit(f"//{host}").port
-        if (
-            address.raw_path != b"/"
-            or address.userinfo
-            or not address.host
-            or UNWANTED.search(host)
-            or "\\" in host
-        ):
-            raise ValueError("it has more to it")
+        if not address.host or re.search(r"[\s/\\@?#]", host):
+            raise ValueError("it is more, or less, than that")
     except (httpx.InvalidURL, ValueError) as error:
         raise SettingsError(f"image_hosts: {host!r} is neither a host nor host:port; correct it") from error
     return _host(address), port

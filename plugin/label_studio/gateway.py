@@ -292,14 +292,16 @@ class LabelStudioGateway:
     ) -> Iterator[Json]:
         # Pages by number would leave tasks out: one that changes meanwhile moves to the end of the list, and all
         # behind it move up by one. So a page begins after the time of the last task of the one before; those of
-        # just that time, which the page may have cut off, are read by their ids.
+        # just that time, some of which the page may have cut off, are read by their ids.
         while True:
             later: Filter = ("updated_at", "greater", "Datetime", since)
             page, total = self._page("tasks", project, include, [*filters, later], ids, "updated_at", since)
-            yield from page
+            page.sort(key=lambda task: (task["updated_at"], task["id"]))  # PostgreSQL has equal times in any order
             if not page or len(page) == total:
+                yield from page
                 return
             since = page[-1]["updated_at"]
+            yield from (task for task in page if task["updated_at"] < since)
             same: Filter = ("updated_at", "equal", "Datetime", since)
             yield from self._by_id(project, include, [*filters, same], ids)
 
@@ -349,7 +351,19 @@ class LabelStudioGateway:
 
     def unpredicted(self, project: int, tasks: Sequence[int], model_version: str) -> int:
         lacking = ("predictions_model_versions", "not_contains", "List", [model_version])
-        return self._count("unpredicted", project, tasks, lacking)
+        count = self._count("unpredicted", project, tasks, lacking)
+        if count == len(tasks) or not self._in_others(project, model_version):
+            return count
+        found = self.tasks(project, ["predictions", "model_version"], ids=tasks)
+        return sum(all(p["model_version"] != model_version for p in task["predictions"]) for task in found)
+
+    def _in_others(self, project: int, model_version: str) -> bool:
+        """Whether a version's name is part of another's there: a filter of tasks takes the one for the other."""
+
+        def read(answer: Any) -> bool:
+            return any(model_version in other and model_version != other for other in answer)
+
+        return self._wire.get("model_versions", f"api/projects/{project}/model-versions/", read)
 
     def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
         mine: list[Filter] = [("updated_by", "contains", "List", by), ("total_annotations", "equal", "Number", 1)]
@@ -497,8 +511,8 @@ class LabelStudioGateway:
                 self.pace.refused(kind, len(part))
                 continue
             except ServerError:
-                if time.monotonic() - began > TARGET:  # it may have been too much, and would be again
-                    self.pace.took(kind, len(part), time.monotonic() - began)
+                if time.monotonic() - began > TARGET:
+                    self.pace.failed(kind, len(part))
                 raise
             self.pace.took(kind, len(part), time.monotonic() - began)
             place += len(part)
@@ -588,5 +602,7 @@ def _task(task: Any, nested: Iterable[str]) -> Json:
     for name in nested:
         for item in task.get(name) or ():
             _id(item)
+            if "updated_at" in item:
+                item["updated_at"] = moment(item["updated_at"])
     found: Json = task
     return found

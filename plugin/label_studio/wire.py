@@ -38,6 +38,8 @@ STUMBLES = (408, 425, 429)
 MAYBE_RUNNING = (408, 502, 504)  # answers of a proxy that waited in vain, or lost what it waited for
 MISREAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 REFRESH = "api/token/refresh/"
+OWN_PAGE = "<title>404 | Label Studio</title>"  # how imports say that there is no such project
+LEADS_TO = "leads_to"  # under which an answer's Location is found, among its extensions
 
 
 class Passing(Exception):
@@ -80,11 +82,14 @@ class Wire:
         self._base = self.url + "/"
         self._observe = observe
         self._known = False
-        if not (token.isascii() and token.isprintable()) or " " in token or not token:
+        self._token = token
+        if not _could_be_token(token):
             # the HTTP library would refuse it too, in a message that shows it
             raise self._refused("it is empty or has a character that no token has, a line break perhaps")
         # not led on: to follow would make a GET of a POST, and send others the token
-        self.http = httpx.Client(timeout=timeout, follow_redirects=False, transport=transport)
+        self.http = httpx.Client(
+            timeout=timeout, follow_redirects=False, transport=transport, event_hooks={"response": [_hold]}
+        )
         try:
             # the part of the SDK that exchanges a personal access token for the one that is sent; its own requests
             # repeat whatever they like, and take longer to write a large body than the server takes to store it;
@@ -169,7 +174,10 @@ class Wire:
     def headers(self) -> dict[str, str]:
         """The headers of the caller's account; a personal access token is exchanged for a fresh one here."""
         try:
-            return self._wrapper.get_headers()
+            own = self._wrapper.get_headers()
+            if not _could_be_token(own["Authorization"].partition(" ")[2]):
+                raise ValueError("it cannot be sent")
+            return own
         except ApiError as error:
             self._not_logged_in(error)
         except MISREAD as error:  # the exchange was not answered in JSON
@@ -225,7 +233,7 @@ class Wire:
         status, body = error.status_code or 0, error.body
         if status in (400, 401, 403):
             said = body.get("detail") if isinstance(body, dict) else body
-            raise self._refused(str(said)[:300]) from error
+            raise self._refused(_shortened(str(said), self._token)) from error
         if status in STUMBLES or status >= httpx.codes.INTERNAL_SERVER_ERROR:
             raise Passing(self._failed("POST", REFRESH, status, ""), done=True) from error
         raise self._garbled("POST", REFRESH, f"{status} to it") from error
@@ -234,9 +242,9 @@ class Wire:
         """Raise what an answer stands for that is no success."""
         status, said = answer.status_code, _said(answer)
         # what is not the server's own may be a proxy's, for a fault that passes
-        foreign = self._known and _detail(answer) is None
+        foreign = self._known and _detail(answer) is None and OWN_PAGE not in answer.text
         if answer.is_redirect and not self._known:
-            where = without_secrets(answer.headers.get("location", ""))
+            where = without_secrets(answer.extensions.get(LEADS_TO, ""))
             raise NotLabelStudio(f"{self.url} leads to {where}; correct LABEL_STUDIO_URL to where Label Studio is")
         if answer.is_redirect or (foreign and status in (401, 403, 404)):
             raise self._garbled(method, path, f"{status}, as Label Studio does not,")
@@ -285,6 +293,12 @@ class Wire:
         )
 
 
+def _hold(answer: httpx.Response) -> None:
+    """Keep the HTTP library from reading where an answer leads: it fails where that is no address."""
+    if "location" in answer.headers:
+        answer.extensions[LEADS_TO] = answer.headers.pop("location")
+
+
 def is_label_studio(version: Any) -> None:
     """Raises as reading JSON does, unless this is what Label Studio answers about its version."""
     if "version" not in version["label-studio-os-package"]:
@@ -327,20 +341,28 @@ def _detail(answer: httpx.Response) -> str | None:
 
 def _said(answer: httpx.Response) -> str:
     """What an error answer says, without its markup, and without the token should it be repeated there."""
-    said = _told(answer)
-    for secret in answer.request.headers.get("authorization", "").split()[1:]:
+    return _shortened(_told(answer), *answer.request.headers.get("authorization", "").split()[1:])
+
+
+def _shortened(said: str, *secrets: str) -> str:
+    """What a message may show of a text; secrets first, of which the rest would show a part."""
+    for secret in secrets:
         said = said.replace(secret, "…")
-    return said
+    return said[:300]
+
+
+def _could_be_token(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def _told(answer: httpx.Response) -> str:
     try:
         body = answer.json()
     except ValueError:
-        return "no reason given" if "html" in answer.headers.get("content-type", "") else answer.text[:300]
+        return "no reason given" if "html" in answer.headers.get("content-type", "") else answer.text
     if not isinstance(body, dict):
-        return str(body)[:300]
-    return " ".join(str(body[name]) for name in ("detail", "validation_errors") if body.get(name))[:300]
+        return str(body)
+    return " ".join(str(body[name]) for name in ("detail", "validation_errors") if body.get(name))
 
 
 def _tell(details: RetryDetails) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import stamina
 
 from ls_propagate import pipeline
 from propagation.errors import ServerError
@@ -27,8 +28,12 @@ log = logging.getLogger(__name__)
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses between attempts are short."""
-    clock = types.SimpleNamespace(sleep=lambda seconds: time.sleep(min(seconds, 0.02)), time=time.time)
-    monkeypatch.setattr("label_studio_sdk.core.http_client.time", clock)
+
+    def retry_context(again: Any, **more: Any) -> Any:
+        return stamina.retry_context(again, **(more | {"wait_initial": 0.01, "wait_max": 0.02}))
+
+    monkeypatch.setattr("plugin.label_studio.wire.stamina", types.SimpleNamespace(retry_context=retry_context))
+    monkeypatch.setattr("plugin.label_studio.wire.LONGEST_WAIT", 0.02)
     monkeypatch.setattr("sync.daemon.RETRY_SECONDS", 0.02)
 
 

@@ -1,16 +1,19 @@
-"""A gateway and a person beside it: both in memory, or both on the real server."""
+"""A gateway and a person beside it: in memory, and on the real server with each of its two databases."""
 
 from __future__ import annotations
 
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, Protocol
 
 import httpx
 import pytest
 
+from ls_propagate.demo.postgres import Postgres
 from ls_propagate.demo.server import Server, new_user
+from ls_propagate.demo.server import label_studio as started
 from plugin.label_studio.fake import FakeGateway
 from plugin.label_studio.gateway import Gateway, Json, LabelStudioGateway
 
@@ -27,7 +30,6 @@ class Side(Protocol):
 
     gateway: Gateway
     person: int
-    unknown_image: str
 
     def submit(self, task: int, result: Sequence[Json]) -> int: ...
 
@@ -85,28 +87,60 @@ class RealSide:
         return int(answer.raise_for_status().json()["id"])
 
 
+def person_of(server: Server) -> closing[httpx.Client]:
+    """The session of an account that is not the daemon's."""
+    return closing(new_user(server, f"person-{uuid.uuid4().hex[:8]}@example.com", "a long password"))
+
+
 @pytest.fixture(scope="session")
 def person(label_studio: Server) -> Iterator[httpx.Client]:
     """The session of an account that is not the daemon's."""
-    session = new_user(label_studio, f"person-{uuid.uuid4().hex[:8]}@example.com", "a long password")
-    yield session
-    session.close()
+    with person_of(label_studio) as session:
+        yield session
 
 
 @pytest.fixture(scope="session")
 def real_gateway(label_studio: Server) -> Iterator[LabelStudioGateway]:
-    gateway = LabelStudioGateway(label_studio.url, label_studio.token)
-    yield gateway
-    gateway.close()
+    with closing(LabelStudioGateway(label_studio.url, label_studio.token)) as gateway:
+        yield gateway
 
 
-@pytest.fixture(params=["fake", "real"])
+@pytest.fixture(scope="session")
+def on_sqlite(label_studio: Server, real_gateway: LabelStudioGateway, person: httpx.Client) -> RealSide:
+    return RealSide(label_studio, real_gateway, person)
+
+
+@pytest.fixture(scope="session")
+def label_studio_postgresql(postgres: Postgres, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Label Studio on PostgreSQL."""
+    name = "label studio"
+    postgres.create(name)
+    database = {
+        "DJANGO_DB": "default",
+        "POSTGRE_NAME": name,
+        "POSTGRE_USER": postgres.user,
+        "POSTGRE_PASSWORD": postgres.password,
+        "POSTGRE_HOST": postgres.host,
+        "POSTGRE_PORT": str(postgres.port),
+    }
+    with started(tmp_path_factory.mktemp("label-studio-postgresql"), extra=database) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def on_postgresql(label_studio_postgresql: Server) -> Iterator[RealSide]:
+    server = label_studio_postgresql
+    with closing(LabelStudioGateway(server.url, server.token)) as gateway, person_of(server) as session:
+        yield RealSide(server, gateway, session)
+
+
+@pytest.fixture(params=["fake", "sqlite", "postgresql"])
 def side(request: pytest.FixtureRequest) -> Side:
-    """Both implementations, one after the other."""
+    """The fake, and the real one on each database, one after the other."""
     if request.param == "fake":
         return FakeSide()
-    server, gateway, session = map(request.getfixturevalue, ("label_studio", "real_gateway", "person"))
-    return RealSide(server, gateway, session)
+    real: RealSide = request.getfixturevalue(f"on_{request.param}")
+    return real
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import threading
 import time
-import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,9 +13,11 @@ from typing import Any
 import httpx
 import jwt
 import pytest
+import stamina
 
 from ls_propagate.demo.server import Server, log_in
 from plugin.label_studio.gateway import LabelStudioGateway, User
+from plugin.label_studio.wire import ATTEMPTS
 from propagation.errors import NotLabelStudio, Refused, ServerError, Unreachable
 
 WRONG = "fedcba9876543210fedcba9876543210fedcba98"
@@ -78,11 +79,11 @@ def serving(status: int, body: bytes, kind: str = "text/html") -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The SDK waits between its attempts."""
-    clock = types.SimpleNamespace(sleep=lambda seconds: None, time=time.time)
-    monkeypatch.setattr("label_studio_sdk.core.http_client.time", clock)
+@pytest.fixture(autouse=True)
+def _no_waiting() -> Iterator[None]:
+    """What may be sent again is so at once."""
+    with stamina.set_testing(True, attempts=ATTEMPTS):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +173,6 @@ def test_an_empty_token_is_refused() -> None:
 
 
 @pytest.mark.parametrize("token", [WRONG, FORGED], ids=["legacy", "personal"])
-@pytest.mark.usefixtures("_no_waiting")
 def test_a_server_that_is_down_is_named(token: str) -> None:
     with socket.socket() as unused:  # bound, but nobody listens
         unused.bind(("127.0.0.1", 0))
@@ -220,7 +220,6 @@ def test_another_server_is_noticed_whatever_is_asked(ask: Callable[[Any], object
         gateway.close()
 
 
-@pytest.mark.usefixtures("_no_waiting")
 def test_a_server_that_fails_while_it_renews_a_token_does_not_refuse_the_token() -> None:
     with serving(503, b'{"detail": "maintenance"}', "application/json") as url:
         assert "503" in refusal(ServerError, url, FORGED)

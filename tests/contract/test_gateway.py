@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import uuid
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from queue import Queue
 from typing import Any
 
 import pytest
 
 from plugin.label_studio import gateway as gateway_module
-from plugin.label_studio.gateway import FILES_A_REQUEST
+from plugin.label_studio.files import shown
+from plugin.label_studio.gateway import FILES_A_REQUEST, WEBHOOK_ACTIONS
+from plugin.label_studio.pace import LONGEST, Pace
 from propagation.errors import ImageError, Missing, ServerError
 
 NOWHERE = 99_999_999
@@ -77,8 +83,16 @@ def test_the_caller_is_a_user_with_an_address(side: Any) -> None:
         lambda gateway: gateway.predictions_to_annotations(NOWHERE, "v", [1]),
         lambda gateway: gateway.update_annotation(NOWHERE, []),
         lambda gateway: gateway.upload(NOWHERE, [("a.png", b"a")]),
+        lambda gateway: gateway.latest(NOWHERE),
+        lambda gateway: gateway.unannotated(NOWHERE, [1]),
+        lambda gateway: gateway.unpredicted(NOWHERE, [1], "v"),
+        lambda gateway: gateway.settled(NOWHERE, [1], 1),
+        lambda gateway: gateway.delete_tasks(NOWHERE, [1]),
     ],
-    ids=["project", "tasks", "import", "predictions", "annotations", "update", "upload"],
+    ids=[
+        "project", "tasks", "import", "predictions", "annotations", "update", "upload", "latest", "unannotated",
+        "unpredicted", "settled", "delete",
+    ],  # fmt: skip
 )
 def test_what_is_not_there_is_said_to_be_missing(gateway: Any, ask: Callable[[Any], object]) -> None:
     with pytest.raises(Missing, match="deleted") as refusal:
@@ -123,7 +137,11 @@ def test_tasks_are_read_over_as_many_pages_as_it_takes(
 def test_many_tasks_are_imported_in_several_requests(
     gateway: Any, project: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gateway_module.chunks, "__defaults__", (2,))
+    class TwoAtOnce(Pace):
+        def size(self, kind: str, first: int = 2) -> int:
+            return first
+
+    monkeypatch.setattr(gateway, "pace", TwoAtOnce())
     made = gateway.import_tasks(project, [{"data": {"image": f"{number}.png"}} for number in range(5)])
     assert [task["id"] for task in gateway.tasks(project, [])] == made
     assert predict(gateway, project, made) == 5
@@ -322,7 +340,7 @@ def test_files_make_no_tasks(gateway: Any, project: int) -> None:
 def test_an_image_that_cannot_be_had_is_named(gateway: Any, location: str) -> None:
     with pytest.raises(ImageError) as refusal:
         gateway.read_file(location)
-    assert repr(location) in str(refusal.value)
+    assert str(refusal.value).startswith(f"image {shown(location)}")
 
 
 def test_hotkeys_are_set_beside_others(side: Any, gateway: Any) -> None:
@@ -330,3 +348,334 @@ def test_hotkeys_are_set_beside_others(side: Any, gateway: Any) -> None:
     gateway.set_hotkeys({"contract:one": one})
     gateway.set_hotkeys({"contract:two": two})
     assert {"contract:one": one, "contract:two": two}.items() <= side.hotkeys().items()
+
+
+def test_all_tasks_are_read_though_one_changes_meanwhile(
+    side: Any, gateway: Any, project: int, tasks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "TASKS_A_PAGE", 2)
+    listing = gateway.tasks(project, ["annotations"], since="2000-01-01T00:00:00Z")
+    seen = [next(listing)]
+    side.submit(tasks[0], [])
+    side.submit(tasks[2], [])
+    seen += listing
+    assert {task["id"] for task in seen} == set(tasks)
+    assert [[task["id"] for task in seen].count(number) for number in (tasks[1], tasks[3], tasks[4])] == [1] * 3
+    last = {task["id"]: task for task in seen}
+    assert len(last[tasks[2]]["annotations"]) == 1
+
+
+def test_all_tasks_are_read_though_one_is_deleted_meanwhile(
+    gateway: Any, project: int, tasks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "TASKS_A_PAGE", 2)
+    for since in (None, "2000-01-01T00:00:00Z"):
+        listing = gateway.tasks(project, [], since=since)
+        seen = [next(listing)]
+        gateway.delete_tasks(project, [tasks[0]])
+        seen += listing
+        assert [task["id"] for task in seen] == tasks
+        tasks = tasks[1:]
+
+
+@pytest.mark.parametrize("page", [2, 3, 5])
+def test_tasks_that_changed_at_one_moment_are_all_read_and_once(
+    side: Any, gateway: Any, project: int, tasks: list[int], page: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "TASKS_A_PAGE", page)
+    predict(gateway, project, tasks)
+    before = gateway.latest(project)
+    gateway.predictions_to_annotations(project, "v1", tasks[1:])
+    side.submit(tasks[0], [])
+    found = list(gateway.tasks(project, ["annotations"], since=before))
+    assert [task["id"] for task in found] == [*tasks[1:], tasks[0]]
+    assert len({task["updated_at"] for task in found}) == 2
+
+
+def test_times_are_all_of_one_form(side: Any, gateway: Any, project: int, tasks: list[int]) -> None:
+    side.submit(tasks[0], [])
+    (task,) = gateway.tasks(project, ["annotations"], ids=tasks[:1])
+    for stamp in (task["updated_at"], task["annotations"][0]["updated_at"], gateway.latest(project)):
+        assert stamp == gateway_module.moment(stamp)
+
+
+def test_tasks_without_an_annotation_that_is_no_skip_are_left_out(
+    side: Any, gateway: Any, project: int, tasks: list[int]
+) -> None:
+    start = gateway.latest(project)
+    side.skip(tasks[0])
+    side.submit(tasks[3], [])
+    side.skip(tasks[1])
+    side.submit(tasks[1], [])
+    side.delete(side.submit(tasks[4], []))
+
+    def found(**chosen: Any) -> list[int]:
+        return [task["id"] for task in gateway.tasks(project, [], annotated=True, **chosen)]
+
+    assert found() == [tasks[1], tasks[3]]
+    assert found(since=start) == [tasks[3], tasks[1]]
+    assert found(ids=[tasks[0], tasks[1]]) == [tasks[1]]
+
+
+def test_tasks_last_changed_at_given_moments_are_left_out(
+    side: Any, gateway: Any, project: int, tasks: list[int]
+) -> None:
+    predict(gateway, project, tasks)
+    start = gateway.latest(project)
+    for part in (tasks[:2], tasks[2:4]):
+        gateway.predictions_to_annotations(project, "v1", part)
+    moments = {task["updated_at"] for task in gateway.tasks(project, [], ids=tasks[:4])}
+    assert len(moments) == 2
+
+    def found(**chosen: Any) -> list[int]:
+        return [task["id"] for task in gateway.tasks(project, [], without=sorted(moments), **chosen)]
+
+    assert found() == [tasks[4]]
+    assert found(since=start) == []
+    side.submit(tasks[1], [])
+    assert found() == [tasks[1], tasks[4]]
+    assert found(since=start) == found(annotated=True) == found(ids=tasks[:4]) == [tasks[1]]
+
+
+def test_the_last_change_of_a_project_is_its_tasks(side: Any, gateway: Any, project: int) -> None:
+    assert gateway.latest(project) is None
+    tasks = gateway.import_tasks(project, [{"data": {"image": f"{number}.png"}} for number in range(3)])
+    assert gateway.latest(project) == max(task["updated_at"] for task in gateway.tasks(project, []))
+    side.submit(tasks[1], [])
+    (changed,) = gateway.tasks(project, [], ids=[tasks[1]])
+    assert gateway.latest(project) == changed["updated_at"]
+
+
+def test_tasks_without_annotation_are_counted(
+    side: Any, gateway: Any, project: int, tasks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "IDS_A_REQUEST", 2)
+    assert gateway.unannotated(project, [*tasks, NOWHERE]) == 5
+    answer = side.submit(tasks[0], [])
+    side.skip(tasks[1])
+    assert gateway.unannotated(project, tasks) == 4
+    assert gateway.unannotated(project, tasks[:2]) == 1
+    assert gateway.unannotated(project, []) == 0
+    side.delete(answer)
+    assert gateway.unannotated(project, tasks) == 5
+    gateway.delete_tasks(project, tasks[:2])
+    assert gateway.unannotated(project, tasks) == 3
+
+
+def test_tasks_without_a_prediction_of_a_version_are_counted(
+    gateway: Any, project: int, tasks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "IDS_A_REQUEST", 2)
+    predict(gateway, project, tasks[:3], "v1")
+    predict(gateway, project, tasks[1:4], "other")
+    assert gateway.unpredicted(project, [*tasks, NOWHERE], "v1") == 2
+    assert gateway.unpredicted(project, tasks[:3], "v1") == 0
+    assert gateway.unpredicted(project, tasks, "other") == 2
+    assert gateway.unpredicted(project, tasks, "v2") == 5
+    assert gateway.unpredicted(project, [], "v1") == 0
+    gateway.delete_tasks(project, [tasks[4]])
+    assert gateway.unpredicted(project, tasks, "v1") == 1
+
+
+def test_a_version_that_is_part_of_another_is_told_from_it(gateway: Any, project: int, tasks: list[int]) -> None:
+    predict(gateway, project, tasks[:2], "v10")
+    assert gateway.unpredicted(project, tasks, "v1") == 5
+    gateway.predictions_to_annotations(project, "v1", tasks)
+    assert gateway.unannotated(project, tasks) == 5
+
+
+def test_annotations_made_in_one_call_are_settled(
+    side: Any, gateway: Any, project: int, tasks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_module, "IDS_A_REQUEST", 2)
+    me = gateway.user().id
+    side.skip(tasks[3])
+    predict(gateway, project, tasks)
+    assert gateway.settled(project, tasks, me) is None
+    gateway.predictions_to_annotations(project, "v1", tasks[:4])
+    (at,) = {task["updated_at"] for task in gateway.tasks(project, [], ids=tasks[:4])}
+    assert gateway.settled(project, tasks[:4], me) == gateway.settled(project, tasks[1:3], me) == at
+    assert gateway.settled(project, tasks[:4], side.person) is None
+    assert gateway.settled(project, tasks, me) is None
+    assert gateway.settled(project, [tasks[0], NOWHERE], me) is None
+    assert gateway.settled(project, [], me) is None
+    (made,) = annotations(gateway, project, tasks[0])
+    gateway.update_annotation(made["id"], [])
+    assert gateway.settled(project, tasks[:2], me) == at
+
+
+@pytest.mark.parametrize("came", ["submit", "edit", "skip", "delete", "submit before", "delete the task"])
+def test_nothing_is_settled_where_a_person_came_in_between(
+    side: Any, gateway: Any, project: int, tasks: list[int], came: str
+) -> None:
+    predict(gateway, project, tasks)
+    if came == "submit before":
+        side.submit(tasks[0], [])
+    gateway.predictions_to_annotations(project, "v1", tasks)
+    (made,) = annotations(gateway, project, tasks[0])
+    {
+        "submit": lambda: side.submit(tasks[0], []),
+        "edit": lambda: side.edit(made["id"], []),
+        "skip": lambda: side.skip(tasks[0]),
+        "delete": lambda: side.delete(made["id"]),
+        "submit before": lambda: None,
+        "delete the task": lambda: gateway.delete_tasks(project, tasks[:1]),
+    }[came]()
+    assert gateway.settled(project, tasks, gateway.user().id) is None
+    assert gateway.settled(project, tasks[1:], gateway.user().id) is not None
+
+
+def test_deleted_tasks_are_gone_and_others_stay(gateway: Any, project: int, tasks: list[int]) -> None:
+    predict(gateway, project, tasks)
+    gateway.predictions_to_annotations(project, "v1", tasks)
+    elsewhere = gateway.create_project("contract: elsewhere", CONFIG.replace("photo", "image"), "", {}).id
+    (other,) = gateway.import_tasks(elsewhere, [{"data": {"image": "other.png"}}])
+    (made,) = annotations(gateway, project, tasks[0])
+    gateway.delete_tasks(project, [])
+    for _ in range(2):
+        gateway.delete_tasks(project, [tasks[0], tasks[3], other, NOWHERE])
+    assert [task["id"] for task in gateway.tasks(project, [])] == [tasks[1], tasks[2], tasks[4]]
+    assert [task["id"] for task in gateway.tasks(elsewhere, [])] == [other]
+    with pytest.raises(Missing, match="deleted"):
+        gateway.update_annotation(made["id"], [])
+    gateway.delete_tasks(project, tasks)
+    assert list(gateway.tasks(project, [])) == []
+
+
+def test_an_annotation_is_deleted_once_and_for_all(
+    side: Any, gateway: Any, project: int, tasks: list[int]
+) -> None:
+    numbers = [side.submit(tasks[0], []), side.submit(tasks[0], [region()])]
+    before = gateway.latest(project)
+    for _ in range(2):
+        gateway.delete_annotation(numbers[0])
+    gateway.delete_annotation(NOWHERE)
+    assert [found["id"] for found in annotations(gateway, project, tasks[0])] == numbers[1:]
+    assert [task["id"] for task in gateway.tasks(project, [], since=before)] == tasks[:1]
+
+
+def test_a_change_answers_the_annotations_time(side: Any, gateway: Any, project: int, tasks: list[int]) -> None:
+    number = side.submit(tasks[0], [region()])
+    (before,) = annotations(gateway, project, tasks[0])
+    at = gateway.update_annotation(number, [region("b")])
+    (after,) = annotations(gateway, project, tasks[0])
+    assert before["updated_at"] < at == after["updated_at"]
+    again = gateway.update_annotation(number, [region("b")])
+    (after,) = annotations(gateway, project, tasks[0])
+    assert at < again == after["updated_at"]
+    assert after["completed_by"] == side.person
+    assert after["updated_by"] == gateway.user().id
+
+
+@pytest.mark.parametrize("came", ["submit", "skip", "other version"])
+def test_annotations_are_made_where_there_is_none_but_skips(
+    side: Any, gateway: Any, project: int, tasks: list[int], came: str
+) -> None:
+    predict(gateway, project, tasks[:2])
+    if came == "submit":
+        side.submit(tasks[0], [])
+    elif came == "skip":
+        side.skip(tasks[0])
+    else:
+        predict(gateway, project, tasks[:1], "other")
+        gateway.predictions_to_annotations(project, "other", tasks[:1])
+    for _ in range(2):
+        gateway.predictions_to_annotations(project, "v1", tasks[:2])
+        assert len(annotations(gateway, project, tasks[0])) == (2 if came == "skip" else 1)
+        assert len(annotations(gateway, project, tasks[1])) == 1
+
+
+def test_a_prediction_of_another_projects_task_stores_none(gateway: Any, project: int, tasks: list[int]) -> None:
+    elsewhere = gateway.create_project("contract: elsewhere", CONFIG.replace("photo", "image"), "", {}).id
+    (other,) = gateway.import_tasks(elsewhere, [{"data": {"image": "other.png"}}])
+    with pytest.raises(ServerError):
+        predict(gateway, project, [tasks[0], other])
+    for number in (project, elsewhere):
+        assert all(not task["predictions"] for task in gateway.tasks(number, ["predictions"]))
+
+
+def test_a_webhook_is_set_up_once_and_brought_up_to_date(gateway: Any, project: int) -> None:
+    elsewhere = gateway.create_project("contract: elsewhere", CONFIG, "", {}).id
+    assert gateway.webhooks(project) == []
+    for secret in ("one", "one", "two"):
+        gateway.ensure_webhook(project, "http://127.0.0.1:9/webhook", {"X-Secret": secret})
+        (hook,) = gateway.webhooks(project)
+        assert (hook.url, hook.active) == ("http://127.0.0.1:9/webhook", True)
+        assert hook.headers == {"X-Secret": secret}
+        assert hook.actions == set(WEBHOOK_ACTIONS)
+        assert secret not in repr(hook)
+    gateway.ensure_webhook(project, "http://127.0.0.1:10/webhook", {})
+    assert [hook.url for hook in gateway.webhooks(project)] == [
+        "http://127.0.0.1:9/webhook",
+        "http://127.0.0.1:10/webhook",
+    ]
+    assert gateway.webhooks(elsewhere) == []
+    with pytest.raises(ServerError):
+        gateway.webhooks(NOWHERE)
+    with pytest.raises(ServerError):
+        gateway.ensure_webhook(NOWHERE, "http://127.0.0.1:9/webhook", {})
+
+
+@pytest.mark.parametrize("side", ["sqlite", "postgresql"], indirect=True)
+def test_what_people_do_is_sent_to_a_webhook(side: Any, gateway: Any, project: int, tasks: list[int]) -> None:
+    told: Queue[tuple[str | None, dict[str, Any]]] = Queue()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            told.put((self.headers["x-secret"], json.loads(body)))
+            self.send_response(200)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        try:
+            gateway.ensure_webhook(project, f"http://127.0.0.1:{server.server_port}", {"X-Secret": "word"})
+            number = side.submit(tasks[0], [])
+            side.edit(number, [region()])
+            side.delete(number)
+            side.skip(tasks[1])
+            gateway.delete_tasks(project, [tasks[2]])
+            sent = [told.get(timeout=10) for _ in range(5)]
+        finally:
+            server.shutdown()
+            thread.join()
+    assert {secret for secret, _ in sent} == {"word"}
+    assert {body["project"]["id"] for _, body in sent} == {project}
+    assert [body["action"] for _, body in sent] == [
+        "ANNOTATION_CREATED",
+        "ANNOTATION_UPDATED",
+        "ANNOTATIONS_DELETED",
+        "ANNOTATION_CREATED",
+        "TASKS_DELETED",
+    ]
+
+
+def test_a_file_that_is_not_among_the_uploads_is_named(gateway: Any, project: int) -> None:
+    (url,) = gateway.upload(project, [("a.png", b"a")])
+    with pytest.raises(ImageError, match="restore the file") as refusal:
+        gateway.read_file(url.replace("a.png", "b.png"))
+    assert repr(url.replace("a.png", "b.png")) in str(refusal.value)
+
+
+def test_the_server_is_left_alone_where_its_quick_calls_have_become_slow(
+    gateway: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rests: list[float] = []
+    pace = Pace(sleep=rests.append)
+    monkeypatch.setattr(gateway, "pace", pace)
+    for _ in range(3):
+        pace.felt("a", 0.01)
+    gateway.breathe()
+    assert rests == []
+    pace.took("tasks", 10, 1.0)
+    for _ in range(2):
+        pace.felt("a", 5.0)
+    gateway.breathe()
+    assert len(rests) == 1
+    assert 1 <= rests[0] <= LONGEST

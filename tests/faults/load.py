@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,7 +30,7 @@ from ls_propagate.demo.run import labeling_config
 from ls_propagate.demo.server import Server, new_user
 from ls_propagate.settings import Settings
 from plugin import web
-from plugin.label_studio.gateway import Gateway, LabelStudioGateway, chunks
+from plugin.label_studio.gateway import Gateway, chunks
 from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import read_labeling
 from propagation.artefacts import write_artefact
@@ -63,27 +63,35 @@ CLUSTER = 20  # masks
 
 @dataclass(frozen=True)
 class Size:
-    """How much is done. seconds: of the interleaved stretches, of a stretch, and without the webhooks' receiver.
+    """How much is done.
 
-    images: imported and written to; pages: given to the annotators in the beginning, and again when all are
-    answered; asked: images whose masks they are asked about.
+    written: images that are written to, and seconds that this takes at least, stretches of ``stretch`` seconds
+    without it included; imported: tasks, and seconds that people annotate meanwhile at most; down: seconds without
+    the webhooks' receiver. pages: given to the people in the beginning, and again when all are answered, with
+    ``questions`` each; asked: images whose masks these are about.
     """
 
+    written: int
     seconds: float
     stretch: float
+    imported: int
+    import_seconds: float
     down: float
-    images: int
     pages: int
     questions: int
     asked: int
 
 
-SIZE = Size(540, 20, 60, 20_000, 5_000, 4, 40) if SOAK else Size(24, 4, 5, 400, 250, 2, 1)
+SIZE = (
+    Size(20_000, 540, 20, 20_000, 300, 60, pages=5_000, questions=4, asked=40)
+    if SOAK
+    else Size(300, 16, 4, 200, 3, 5, pages=150, questions=2, asked=1)
+)
 
 
 @dataclass(frozen=True)
 class Did:
-    """Something that took its time: when it began, by the monotonic clock, and seconds; number: what came of it."""
+    """Something that took its time: when it began, by the monotonic clock; seconds; number: what came of it."""
 
     name: str
     began: float
@@ -107,7 +115,10 @@ class Truth(dict[str, bool]):
 
 @dataclass(frozen=True)
 class Told:
-    """What the people tell in the end: their submits, the probe's webhooks, what failed, and how often no page was."""
+    """What the people tell in the end: their submits, the probe's webhooks, and what failed.
+
+    number: of an annotation; idle: how often an annotator found no page.
+    """
 
     submits: list[Did]
     probes: list[Did]
@@ -132,7 +143,11 @@ class People:
         self._process = _forks.Process(target=_people, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
+
+    def begin(self) -> None:
+        """Let them annotate, as soon as all have their accounts."""
         assert self._pipe.recv() == "ready"
+        self._pipe.send(b"")
 
     def probe(self, payload: bytes) -> None:
         """Let the probe send this from now on."""
@@ -158,6 +173,7 @@ def _people(server: Server, project: int, webhook: str, secret: str, stop: Any, 
     with ThreadPoolExecutor(PEOPLE + 1) as threads:
         clients = list(threads.map(lambda place: _account(server, place, told), range(PEOPLE)))
         pipe.send("ready")
+        pipe.recv()
         working = [threads.submit(_answer, client, project, stop, told) for client in clients]
         probing = threads.submit(_probe, webhook, secret, stop, pipe, told)
         idle = [one.result() for one in working]
@@ -295,51 +311,40 @@ def strategy(size: Size) -> PaperStrategy:
 
 
 class Writing:
-    """A project of its own, of whose images all masks are accepted: they are imported, then written to.
+    """A project of its own, of whose images all masks are accepted and are to be written.
 
-    pieces: of the work; number: of images.
+    pieces: of the work, each with the number of images.
     """
 
     def __init__(self, gateway: Gateway, folder: Path, images: int) -> None:
         self.pieces: list[Did] = []
         self.gateway = gateway
         self.store = Store(f"sqlite:///{folder / 'writing.sqlite'}")
-        self._locations = [f"/data/upload/0/{place:06}.png?of=writing" for place in range(images)]
-        self.table = table_of([image_key(place) for place in self._locations], ellipses())
+        self.project, self.tasks = import_images(gateway, "written", images)
+        self.table = table_of([task.image for task in self.tasks], ellipses())
         tree = rows_of_clusters(self.table)
         self.campaign = Campaign(self.table, [tree], PaperStrategy())
-        self._record(
-            [
-                CampaignStarted("load", {}, "masks", "trees"),
-                Decided(self.campaign.cluster(0, tree.root), "accept", 15, 15),
-            ]
-        )
-        config = labeling_config([CATEGORY])
-        self.project = gateway.create_project("Load: written", config, "", {}).id
-        labeling = read_labeling(config, [CATEGORY], {}, "written")
+        root = self.campaign.cluster(0, tree.root)
+        self._record([CampaignStarted("load", {}, "masks", "trees"), Decided(root, "accept", 15, 15)])
+        labeling = read_labeling(labeling_config([CATEGORY]), [CATEGORY], {}, "written")
         self.source = Source(self.project, labeling, gateway.user().id)
-        self.tasks: list[SourceTask] = []
         self._open, self._turn = threading.Event(), threading.Lock()
         self._stopped = False
 
-    @property
-    def done(self) -> bool:
-        return self.campaign.written == len(self.table)
-
     def run(self) -> None:
-        """Work piece by piece, while it is wanted."""
-        work = self._work()
+        """Write piece by piece, while it is wanted, until all is written."""
+        work = write_back(self.gateway, self.source, self.campaign, self.tasks, self._record)
         while True:
             self._open.wait()
             with self._turn:
                 began = time.monotonic()
-                name, number = next(work, ("", 0))
-                if not name or self._stopped:
+                written = None if self._stopped else next(work, None)
+                if written is None:
                     return
-                self.pieces.append(Did(name, began, time.monotonic() - began, number))
+                self.pieces.append(Did("write", began, time.monotonic() - began, written))
 
     def go_on(self) -> None:
-        """Work from now on."""
+        """Write from now on."""
         self._open.set()
 
     @contextmanager
@@ -354,18 +359,28 @@ class Writing:
         self._stopped = True
         self._open.set()
 
-    def _work(self) -> Iterator[tuple[str, int]]:
-        for part in chunks(self._locations):
-            numbers = self.gateway.import_tasks(self.project, [{"data": {"image": place}} for place in part])
-            self.tasks += [SourceTask(image_key(p), n, p) for p, n in zip(part, numbers, strict=True)]
-            yield "import", len(part)
-        for written in write_back(self.gateway, self.source, self.campaign, self.tasks, self._record):
-            yield "write", written
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
 
     def _record(self, events: Sequence[Event]) -> None:
         self.store.append(events)
         for event in events:
             self.campaign.apply(event)
+
+
+def import_images(
+    gateway: Gateway, name: str, images: int, told: Callable[[Did], None] = lambda piece: None
+) -> tuple[int, list[SourceTask]]:
+    """A project with so many images, which are not really there. told: of each thousand."""
+    project = gateway.create_project(f"Load: {name}", labeling_config([CATEGORY]), "", {}).id
+    tasks: list[SourceTask] = []
+    for places in chunks(f"/data/upload/0/{name}-{number:06}.png" for number in range(images)):
+        began = time.monotonic()
+        numbers = gateway.import_tasks(project, [{"data": {"image": place}} for place in places])
+        told(Did("import", began, time.monotonic() - began, len(numbers)))
+        tasks += [SourceTask(image_key(p), n, p) for p, n in zip(places, numbers, strict=True)]
+    return project, tasks
 
 
 def table_of(keys: Sequence[str], rles: Sequence[Rle]) -> MaskTable:
@@ -443,12 +458,11 @@ class Calls:
 
 def spread(things: Iterable[Did]) -> dict[str, float]:
     """How many, and the milliseconds that half, 90 and 99 of 100, and all of them, took at most."""
-    seconds = np.array([thing.seconds for thing in things])
-    if not len(seconds):
+    milliseconds = [1000 * thing.seconds for thing in things]
+    if not milliseconds:
         return {"count": 0}
-    milliseconds = 1000 * np.quantile(seconds, [0.5, 0.9, 0.99, 1.0])
-    names = ("median_ms", "p90_ms", "p99_ms", "max_ms")
-    return {"count": len(seconds), **dict(zip(names, milliseconds.round(1).tolist(), strict=True))}
+    least = np.quantile(milliseconds, [0.5, 0.9, 0.99, 1.0]).round(1).tolist()
+    return {"count": len(milliseconds), **dict(zip(("median", "90 %", "99 %", "most"), least, strict=True))}
 
 
 def within(things: Iterable[Did], stretches: Sequence[Did]) -> list[Did]:
@@ -508,24 +522,21 @@ def _verdicts(task: Any, annotation: Any) -> tuple[str, ...]:
     return tuple("no" if crop["alias"] in wrong else "yes" for crop in task["data"]["crops"])
 
 
-def show(name: str, figures: dict[str, Any], rows: dict[str, dict[str, float]]) -> None:
-    """Print times as a table, and other figures below; all of them go to the folder of reports, if any."""
-    table = Table(title=name)
-    table.add_column("milliseconds")
-    for column in ("count", "median", "90 of 100", "99 of 100", "most"):
-        table.add_column(column, justify="right")
-    for what, row in rows.items():
-        table.add_row(what, *(f"{value:,.0f}" if value >= 10 else f"{value:.1f}" for value in row.values()))
+def show(name: str, times: Mapping[str, Mapping[str, float]], more: Mapping[str, Any]) -> None:
+    """Print times as a table, and plain figures below; all go to the folder of reports, if there is one."""
+    table = Table(title=f"{name}, milliseconds")
+    for column in ("", "count", "median", "90 %", "99 %", "most"):
+        table.add_column(column, justify="right" if column else "left")
+    for what, row in times.items():
+        table.add_row(what, str(row["count"]), *(f"{row[key]:,.0f}" for key in list(row)[1:]))
     console = Console(width=115)
     console.print()
     console.print(table)
-    for what, value in figures.items():
+    for what, value in more.items():
         if not isinstance(value, dict | list):
-            console.print(
-                f"{what}: {value:,.1f}" if isinstance(value, float) else f"{what}: {value}", markup=False
-            )
+            console.print(f"{what}: {value}", markup=False, highlight=False)
     if REPORT:
         folder = Path(REPORT)
         folder.mkdir(parents=True, exist_ok=True)
-        made = {"milliseconds": rows, "size": asdict(SIZE), **figures}
+        made = {"size": asdict(SIZE), "milliseconds": times, **more}
         (folder / f"{name}.json").write_text(json.dumps(made, indent=1))

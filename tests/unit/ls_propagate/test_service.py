@@ -1,0 +1,169 @@
+"""The daemon as a service: its turn, its server, its webhooks, and a store that fails for a while."""
+
+import threading
+import time
+from contextlib import contextmanager
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from ls_propagate import pipeline, service
+from propagation.errors import SettingsError, StoreError
+from propagation.events import ImageTaken, PageAnswered
+from sync.monitor import Monitor
+from sync.store import Store
+
+SECRET = "tell nobody"
+PATIENCE = 20
+
+
+def waited_for(what):
+    end = time.monotonic() + PATIENCE
+    while not what():
+        assert time.monotonic() < end, "it never comes"
+        time.sleep(0.02)
+
+
+class Life:
+    """A daemon in a thread, with a store of its own as another process would have it."""
+
+    def __init__(self, office, **settings):
+        self.settings = office.changed(**{"poll_seconds": 0.05, **settings})
+        self.store = Store(self.settings.store_url)
+        self.monitor = Monitor()
+        self.stop, self.wake = threading.Event(), threading.Event()
+        self.steps = []
+        self.error = None
+        self.thread = threading.Thread(target=self._run, args=[office.gateway])
+
+    def _run(self, gateway):
+        try:
+            service.run(self.settings, self.store, gateway, self.monitor, self.stop, self.wake, self.steps.append)
+        except Exception as error:
+            self.error = error
+
+    def end(self):
+        self.stop.set()
+        self.wake.set()
+        self.thread.join(PATIENCE)
+        assert not self.thread.is_alive()
+        self.store.close()
+
+
+@contextmanager
+def running(office, **settings):
+    life = Life(office, **settings)
+    life.thread.start()
+    try:
+        yield life
+    finally:
+        life.end()
+
+
+@pytest.fixture
+def begun(office):
+    office.prepared()
+    return office
+
+
+def answer_all(office):
+    pages = pipeline.connection_of(office.store).pages
+    for task in list(office.gateway.tasks(pages, ["annotations"])):
+        if not task["annotations"]:
+            office.gateway.submit(task["id"], [])
+
+
+def test_a_second_daemon_waits_and_takes_over(begun):
+    with running(begun) as first:
+        waited_for(lambda: first.steps)
+        with running(begun) as second:
+            waited_for(lambda: "another daemon" in second.monitor.ready()[1])
+            assert not second.steps
+            assert first.monitor.ready()[0]
+            first.end()
+            waited_for(lambda: second.steps)
+            assert second.monitor.ready()[0]
+    assert (first.error, second.error) == (None, None)
+
+
+def test_a_store_that_fails_for_a_while_is_waited_for_and_read_again(begun, monkeypatch):
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.05)
+    with running(begun) as life:
+        waited_for(lambda: life.steps)
+        append, failures = Store.append, iter([True, True])
+
+        def failing(self, *args, **more):
+            if next(failures, False):
+                raise StoreError("the database is away")
+            append(self, *args, **more)
+
+        monkeypatch.setattr(Store, "append", failing)
+        answer_all(begun)
+        waited_for(lambda: any(isinstance(event, PageAnswered) for event in begun.store.events()))
+        waited_for(life.monitor.ready)
+        assert next(failures, None) is None
+    assert life.error is None
+
+
+def test_a_store_that_fails_from_the_first_is_told(begun, monkeypatch):
+    def failing(*args):
+        raise StoreError("the database is away")
+
+    monkeypatch.setattr(Store, "stream", failing)
+    with running(begun) as life:
+        waited_for(lambda: life.error)
+    assert "away" in str(life.error)
+
+
+def test_a_log_that_another_has_written_to_is_read_anew(begun, monkeypatch):
+    monkeypatch.setattr(service, "RETRY_SECONDS", 0.05)
+    with running(begun) as life:
+        waited_for(lambda: life.steps)
+        begun.store.events()
+        begun.store.append([ImageTaken(str(pipeline.load_table(begun.store, begun.settings).images[0]))])
+        answer_all(begun)
+        waited_for(lambda: any(step.questions for step in life.steps))
+    assert life.error is None
+
+
+def served(office, life, **settings):
+    return service.serving(office.changed(daemon_port=0, **settings), life.store, life.monitor, life.wake.set)
+
+
+def test_a_webhook_wakes_the_daemon_at_once(begun):
+    given = {"webhook_url": "http://127.0.0.1:9", "webhook_secret": SecretStr(SECRET), "poll_seconds": 60.0}
+    with running(begun, **given) as life, served(begun, life, **given) as port:
+        waited_for(lambda: life.steps)
+        connection = pipeline.connection_of(begun.store)
+        for project in (connection.project, connection.pages):
+            (hook,) = begun.gateway.webhooks(project)
+            assert hook.url == "http://127.0.0.1:9/webhook"
+            assert SECRET in hook.headers.values()
+        answer_all(begun)
+        number = len(life.steps)
+        headers = {"X-Propagate-Secret": SECRET}
+        answer = httpx.post(
+            f"http://127.0.0.1:{port}/webhook", json={"action": "ANNOTATION_CREATED"}, headers=headers
+        )
+        assert answer.status_code == 200
+        waited_for(lambda: any(step.questions for step in life.steps[number:]))
+        waited_for(lambda: not begun.store.hints())
+        told = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        assert "ls_propagate_questions_answered_total" in told
+        assert SECRET not in told
+    assert life.error is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "lacking"),
+    [
+        ({"daemon_host": "0.0.0.0"}, "LS_PROPAGATE_DAEMON_PASSWORD and LS_PROPAGATE_WEBHOOK_SECRET"),
+        ({"webhook_url": "http://127.0.0.1:9"}, "LS_PROPAGATE_WEBHOOK_SECRET"),
+    ],
+)
+def test_without_its_secrets_it_does_not_serve(begun, settings, lacking):
+    life = Life(begun)
+    with pytest.raises(SettingsError, match=lacking), served(begun, life, **settings):
+        pass
+    life.store.close()
