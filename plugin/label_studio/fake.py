@@ -12,7 +12,7 @@ from typing import Any
 from plugin.label_studio.files import shown
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS, Json, Project, User, Webhook, moment
 from plugin.label_studio.pace import Pace
-from propagation.errors import ImageError, Missing, ServerError
+from propagation.errors import ImageError, Missing, ServerError, SettingsError
 
 
 class FakeGateway:
@@ -182,6 +182,8 @@ class FakeGateway:
         return [hook for of, hook in self._webhooks.values() if of == project]
 
     def ensure_webhook(self, project: int, url: str, headers: Mapping[str, str]) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise SettingsError(f"{self.url} takes no webhook to {url}; correct webhook_url in the settings")
         known = [hook.id for hook in self.webhooks(project) if hook.url == url]
         number = known[0] if known else next(self._numbers)
         hook = Webhook(number, url, frozenset(WEBHOOK_ACTIONS), True, dict(headers))
@@ -195,7 +197,9 @@ class FakeGateway:
 
     def read_file(self, location: str) -> bytes:
         if location not in self.files:
-            raise ImageError(f"image {shown(location)}: {self.url} answers 404; restore the file, or delete the task")
+            raise ImageError(
+                f"image {shown(location)}: {self.url} answers 404; restore the file, or delete the task"
+            )
         return self.files[location]
 
     # what annotators do

@@ -7,37 +7,40 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
 
 MOST = 1000  # items in a bulk call: larger ones cost the server memory for good
 FIRST = 200
 TARGET = 0.8  # seconds that a bulk call takes at most, where the server can do anything in that time
 SHARE = 4.0  # times what a call costs for itself, its items may cost: some servers recount a project each time
 GROWTH = 4.0  # from one call to the next, at most
-EVERY = 8  # calls, one is small: an eighth as large, it tells what a call costs for itself
+CAUTION = 1.5  # the same after a first call that took too long
+GUESS = 0.6  # seconds for the items of a first call
+EARLY = (1, 3)  # calls, counted from 0, that are small, to tell what a call costs for itself
+EVERY = 12  # calls, one more is small
+SMALL = 8  # times smaller than it would be
+SAMPLES = 16  # calls that are remembered
+FADING = 0.9  # what a call counts against the one after it
+FEW = 5  # calls that do not tell whether they take longer the more there is
+DOUBT = 0.2  # that what a call takes is not for its items
+MISFIT = 0.3  # share of its seconds by which a call is misjudged, from which on it may be left out
 SLOW = 3.0  # times as long as at best, a quick call takes on a busy server
 LEAST = 0.15  # seconds above the best, below which a quick call is never slow
 AGEING = 1.0003  # of the best, with each quick call: all of them get slower as a project grows
 LONGEST = 5.0  # seconds of a rest
 STALE = 10.0  # seconds after which a quick call tells nothing any more
 
+Floats = NDArray[np.float64]
+
 
 class _Kind:
-    """The calls of one kind: how many there were, and items and seconds of the latest small and other ones."""
+    """The calls of one kind: their number, items and seconds of the latest, and the most items of the next."""
 
     def __init__(self) -> None:
         self.calls = 0
-        self.small: deque[tuple[int, float]] = deque(maxlen=2)
-        self.large: deque[tuple[int, float]] = deque(maxlen=5)
+        self.latest: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self.ceiling = self.trial = MOST
-
-    def costs(self) -> tuple[float, float]:
-        """What a call costs for itself, and what each item costs; of some, so that one stall changes little."""
-        items, seconds = np.array(self.large, dtype=float).T
-        fixed, each = 0.0, float(np.median(seconds / items))
-        for _ in range(5 if self.small else 0):
-            fixed = max(0.0, min(took - each * few for few, took in self.small))
-            each = max(0.0, float(np.median((seconds - fixed) / items)))
-        return fixed, each
 
 
 class Pace:
@@ -62,19 +65,20 @@ class Pace:
         """How many items the next bulk call of a kind should take. first: of the first call."""
         known = self._kinds[kind]
         wanted = float(first)
-        if known.large:
-            fixed, each = known.costs()
+        if known.latest:
+            items, seconds = np.array(known.latest, dtype=float).T
+            fixed, each = _costs(items, seconds, GUESS / first)
+            growth = CAUTION if len(items) == 1 and seconds[0] > TARGET else GROWTH
             wanted = max(TARGET - fixed, SHARE * fixed) / max(each, 1e-9)
-            wanted = min(wanted, GROWTH * max(items for items, _ in known.large))
-        if known.calls % EVERY == 1:
-            wanted /= EVERY
+            wanted = min(wanted, growth * items[-6:].max())
+        if known.calls in EARLY or known.calls % EVERY == EVERY - 1:
+            wanted /= SMALL
         return int(np.clip(wanted, 1, min(known.ceiling, known.trial)))
 
     def took(self, kind: str, items: int, seconds: float) -> None:
         """A bulk call of so many items took so long."""
         known = self._kinds[kind]
-        small = known.large and items <= max(most for most, _ in known.large) / (EVERY / 2)
-        (known.small if small else known.large).append((items, seconds))
+        known.latest.append((items, seconds))
         known.calls += 1
         known.trial = min(MOST, 2 * known.trial)
         self._last = seconds
@@ -103,3 +107,27 @@ class Pace:
         busy = float(np.median(self._quick)) if self._quick else 1.0
         if busy >= SLOW:
             self._sleep(min(LONGEST, self._last * busy / SLOW))
+
+
+def _costs(items: Floats, seconds: Floats, guess: float) -> tuple[float, float]:
+    """What the next call costs for itself, and what each of its items costs; guess: of the latter.
+
+    Seconds are told apart into those for each call, for each item in it, and for each item in any call so far: a
+    server that recounts the project takes the longer for that the more there is. Errors count by their share of
+    the seconds, and the call that fits least is left out: a server stalls at times.
+    """
+    if len(items) == 1:
+        return max(0.0, float(seconds[0] - guess * items[0])), min(guess, float(seconds[0] / items[0]))
+    seconds = np.maximum(seconds, 1e-6)
+    total = np.cumsum(items) * (len(items) > FEW)
+    causes = np.stack([np.ones(len(items)), total, items], axis=1) / seconds[:, None]
+    weights = FADING ** np.arange(len(items))[::-1]
+    doubts = DOUBT / np.median(seconds) * np.array([[1, 0, 0], [0, total[-1], 0]])
+    for _ in range(2):
+        known = np.vstack([causes * weights[:, None], doubts])
+        (call, past, item), _ = nnls(known, np.append(weights, [0, 0]))
+        error = np.abs(causes @ (call, past, item) - 1)
+        if error.max() < MISFIT:
+            break
+        weights[error.argmax()] = 0
+    return call + past * total[-1], item + past

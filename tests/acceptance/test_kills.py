@@ -15,7 +15,7 @@ from tests.faults.worlds import SOAK
 
 Site = Any
 ENOUGH = 200 if SOAK else 6
-SECONDS_A_PAGE = 0.3
+SECONDS_A_PAGE = 0.3 if SOAK else 0.1
 LIVES = 1.2  # seconds of a process, on average
 
 

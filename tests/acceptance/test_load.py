@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import threading
 import time
@@ -35,7 +36,7 @@ from tests.faults.sites import scene
 from tests.faults.worlds import SOAK
 
 SECRET = "a-secret-of-the-load-test"
-PATIENCE = 1800.0 if SOAK else 300.0  # seconds for what takes its time
+PATIENCE = 3600.0 if SOAK else 300.0  # seconds for what takes its time
 LONGEST_SUBMIT = 2000.0  # milliseconds, of 99 in 100
 LONGEST_WEBHOOK = 50.0
 SAMPLE = 200  # images whose annotations are read
@@ -79,7 +80,7 @@ def interleaved(writing: Writing, written: Future[Any]) -> list[Did]:
         writing.go_on()
         wait_for([written], SIZE.stretch)
         with writing.paused():
-            quiet.append(pause("quiet", SIZE.stretch))
+            quiet.append(pause("quiet", SIZE.quiet))
     return quiet
 
 
@@ -94,11 +95,8 @@ def lags(mirror: Path) -> list[Did]:
     return found
 
 
-def check_written(gateway: Gateway, writing: Writing) -> int:
-    """Each image holds one annotation; some are read, and hold their masks. How many the server miscounts."""
-    found = list(gateway.tasks(writing.project, ["annotations", "parent_prediction", "total_annotations"]))
-    assert len(found) == len(writing.tasks) == SIZE.written
-    assert [task for task in found if len(task["annotations"]) != 1] == []
+def check_written(gateway: Gateway, writing: Writing) -> None:
+    """Some images hold their masks."""
     table, image_of = writing.table, {task.task: task.image for task in writing.tasks}
     rows = dict(zip(table.images.tolist(), table.rows_by_image(), strict=True))
     some = random.Random(0).sample(sorted(image_of), SAMPLE)
@@ -106,7 +104,6 @@ def check_written(gateway: Gateway, writing: Writing) -> int:
         (annotation,) = task["annotations"]
         held = sorted(str(mask_of(region)) for region in annotation["result"])
         assert held == sorted(table.ids[rows[image_of[task["id"]]]].tolist())
-    return sum(task["total_annotations"] != 1 for task in found)
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,13 @@ class Run:
     """What was seen under load.
 
     first, further: the first answer of each page, and those after it; log: the answers in the event log, and how
-    often each is; lags: of these, behind the answers; quiet: when no image was written; imported: each thousand
-    tasks; away: when there was no receiver.
+    often each is; lags: of these, behind the answers; quiet: when no image was written; images: of each, how many
+    annotations it has, and how many the server counts; imported: each thousand tasks; away: when there was no
+    receiver.
     """
+
+    settings: Settings
+    connection: pipeline.Connection
 
     told: Told
     first: list[Answer]
@@ -130,7 +131,7 @@ class Run:
     receiver: Receiver
     calls: dict[str, Calls]
     steps: list[Step]
-    miscounted: int
+    images: list[tuple[int, int]]
 
     def times(self) -> dict[str, dict[str, float]]:
         """How long everybody waited."""
@@ -173,7 +174,8 @@ class Run:
             "tasks imported a second, under load": rate(
                 sum(p.number for p in meanwhile), sum(p.seconds for p in meanwhile)
             ),
-            "images of which the server says that they have no annotation": self.miscounted,
+            "images whose annotations the server miscounts": sum(there != told for there, told in self.images),
+            "load average": [round(each, 1) for each in os.getloadavg()],
             "passes of the daemon": len(self.steps),
             "milliseconds of our calls": {who: calls.figures() for who, calls in self.calls.items()},
             "slowest submits": load.slow(submits, [call for each in self.calls.values() for call in each.made]),
@@ -229,7 +231,7 @@ def run(server: Server, folder: Path) -> Run:
         wait_for([importing], SIZE.import_seconds)
         with receiver.away():
             away = pause("away", SIZE.down)
-        time.sleep(SIZE.stretch / 2)
+        time.sleep(SIZE.quiet)
         told = people.end()
 
         wait_for([importing])
@@ -238,14 +240,12 @@ def run(server: Server, folder: Path) -> Run:
         halt()
         daemon.result()
         log = load.logged(reader.stream())
-        check(
-            scene(SimpleNamespace(store=reader, gateway=gateway, settings=settings, connection=connection)), False
-        )
-        miscounted = check_written(writer, writing)
-        since = lags(settings.mirror_file)
+        fields = ["annotations", "parent_prediction", "total_annotations"]
+        images = [(len(t["annotations"]), t["total_annotations"]) for t in writer.tasks(writing.project, fields)]
         return Run(
-            told, first, further, log, since, writing, quiet, imported, away, receiver, calls, steps, miscounted
-        )
+            settings, connection, told, first, further, log, lags(settings.mirror_file), writing, quiet, imported,
+            away, receiver, calls, steps, images,
+        )  # fmt: skip
 
 
 @pytest.fixture(params=["sqlite", "postgresql"] if SOAK else ["sqlite"])
@@ -279,6 +279,11 @@ def test_nobody_waits_long_and_nothing_is_lost_while_thousands_of_images_are_wri
     times = seen.times()
     with capsys.disabled():
         load.show(request.node.callspec.id, times, seen.figures())
+    with pipeline.open_store(seen.settings) as store, pipeline.open_gateway(seen.settings) as gateway:
+        site = SimpleNamespace(store=store, gateway=gateway, settings=seen.settings, connection=seen.connection)
+        check(scene(site), settled=False)
+        check_written(gateway, seen.writing)
+    assert [there for there, _ in seen.images] == [1] * SIZE.written
     assert seen.told.failures == []
     assert {submit.number for submit in seen.told.submits} == {a.annotation for a in seen.first + seen.further}
     assert [answer for answer in seen.first if seen.log[answer] != 1] == []

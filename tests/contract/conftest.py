@@ -16,6 +16,7 @@ from ls_propagate.demo.server import Server, new_user
 from ls_propagate.demo.server import label_studio as started
 from plugin.label_studio.fake import FakeGateway
 from plugin.label_studio.gateway import Gateway, Json, LabelStudioGateway
+from plugin.label_studio.pace import FIRST, Pace
 
 LABEL_CONFIG = """
 <View>
@@ -28,8 +29,10 @@ LABEL_CONFIG = """
 class Side(Protocol):
     """One implementation of the gateway, and what a person can do on its server."""
 
-    gateway: Gateway
     person: int
+
+    @property
+    def gateway(self) -> Gateway: ...
 
     def submit(self, task: int, result: Sequence[Json]) -> int: ...
 
@@ -143,8 +146,19 @@ def side(request: pytest.FixtureRequest) -> Side:
     return real
 
 
+class Steady(Pace):
+    """However busy the machine is, what fits in one call goes in one, and at once."""
+
+    def __init__(self) -> None:
+        super().__init__(sleep=lambda seconds: None)
+
+    def size(self, kind: str, first: int = FIRST) -> int:
+        return first
+
+
 @pytest.fixture
-def gateway(side: Side) -> Gateway:
+def gateway(side: Side, monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    monkeypatch.setattr(side.gateway, "pace", Steady())
     return side.gateway
 
 

@@ -18,9 +18,10 @@ import stamina
 from ls_propagate.demo.server import Server, log_in
 from plugin.label_studio.gateway import LabelStudioGateway, User
 from plugin.label_studio.wire import ATTEMPTS
-from propagation.errors import NotLabelStudio, Refused, ServerError, Unreachable
+from propagation.errors import NotLabelStudio, Refused, ServerError, SettingsError, Unreachable
 
 WRONG = "fedcba9876543210fedcba9876543210fedcba98"
+PROJECT = {"id": 1, "title": "a", "label_config": "<View/>"}
 ACCOUNT_PAGE = "Account & Settings page and set LABEL_STUDIO_API_KEY"
 
 
@@ -223,3 +224,30 @@ def test_another_server_is_noticed_whatever_is_asked(ask: Callable[[Any], object
 def test_a_server_that_fails_while_it_renews_a_token_does_not_refuse_the_token() -> None:
     with serving(503, b'{"detail": "maintenance"}', "application/json") as url:
         assert "503" in refusal(ServerError, url, FORGED)
+
+
+def test_a_server_that_sends_nothing_to_an_address_is_told_from_one_that_refuses_the_token() -> None:
+    def banned(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, json=[])
+        return httpx.Response(403, json={"detail": "URL resolves to a reserved network address"})
+
+    gateway = LabelStudioGateway("http://label-studio.example", WRONG, transport=httpx.MockTransport(banned))
+    with pytest.raises(SettingsError, match=r"reserved network address.*USE_DEFAULT_BANNED_SUBNETS") as raised:
+        gateway.ensure_webhook(1, "http://user:password@127.0.0.1:9/webhook?key=hidden", {"X-Secret": "hidden"})
+    assert "http://127.0.0.1:9/webhook " in str(raised.value)
+    assert "hidden" not in str(raised.value)
+    assert "password" not in str(raised.value)
+    gateway.close()
+
+
+def test_a_proxys_own_pages_do_not_say_that_something_is_missing() -> None:
+    pages = iter([httpx.Response(200, json=PROJECT), *[httpx.Response(404, html="<title>404</title>")] * ATTEMPTS])
+    gateway = LabelStudioGateway(
+        "http://label-studio.example", WRONG, transport=httpx.MockTransport(lambda request: next(pages))
+    )
+    assert gateway.project(1).title == "a"
+    with pytest.raises(ServerError, match="proxy") as raised:
+        gateway.project(1)
+    assert type(raised.value) is ServerError
+    gateway.close()

@@ -16,7 +16,7 @@ from plugin.label_studio import gateway as gateway_module
 from plugin.label_studio.files import shown
 from plugin.label_studio.gateway import FILES_A_REQUEST, WEBHOOK_ACTIONS
 from plugin.label_studio.pace import LONGEST, Pace
-from propagation.errors import ImageError, Missing, ServerError
+from propagation.errors import ImageError, Missing, ServerError, SettingsError
 
 NOWHERE = 99_999_999
 CONFIG = """
@@ -73,27 +73,25 @@ def test_the_caller_is_a_user_with_an_address(side: Any) -> None:
     assert user.id != side.person
 
 
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda gateway: gateway.project(NOWHERE),
-        lambda gateway: list(gateway.tasks(NOWHERE, ["data"])),
-        lambda gateway: gateway.import_tasks(NOWHERE, [{"data": {"image": "a.png"}}]),
-        lambda gateway: gateway.import_predictions(NOWHERE, [{"task": 1, "model_version": "v", "result": []}]),
-        lambda gateway: gateway.predictions_to_annotations(NOWHERE, "v", [1]),
-        lambda gateway: gateway.update_annotation(NOWHERE, []),
-        lambda gateway: gateway.upload(NOWHERE, [("a.png", b"a")]),
-        lambda gateway: gateway.latest(NOWHERE),
-        lambda gateway: gateway.unannotated(NOWHERE, [1]),
-        lambda gateway: gateway.unpredicted(NOWHERE, [1], "v"),
-        lambda gateway: gateway.settled(NOWHERE, [1], 1),
-        lambda gateway: gateway.delete_tasks(NOWHERE, [1]),
-    ],
-    ids=[
-        "project", "tasks", "import", "predictions", "annotations", "update", "upload", "latest", "unannotated",
-        "unpredicted", "settled", "delete",
-    ],  # fmt: skip
-)
+OF_NOTHING: dict[str, Callable[[Any], object]] = {
+    "project": lambda gateway: gateway.project(NOWHERE),
+    "tasks": lambda gateway: list(gateway.tasks(NOWHERE, ["data"])),
+    "latest": lambda gateway: gateway.latest(NOWHERE),
+    "unannotated": lambda gateway: gateway.unannotated(NOWHERE, [1]),
+    "unpredicted": lambda gateway: gateway.unpredicted(NOWHERE, [1], "v"),
+    "settled": lambda gateway: gateway.settled(NOWHERE, [1], 1),
+    "import": lambda gateway: gateway.import_tasks(NOWHERE, [{"data": {"image": "a.png"}}]),
+    "delete": lambda gateway: gateway.delete_tasks(NOWHERE, [1]),
+    "predictions": lambda gateway: gateway.import_predictions(
+        NOWHERE, [{"task": 1, "model_version": "v", "result": []}]
+    ),
+    "annotations": lambda gateway: gateway.predictions_to_annotations(NOWHERE, "v", [1]),
+    "update": lambda gateway: gateway.update_annotation(NOWHERE, []),
+    "upload": lambda gateway: gateway.upload(NOWHERE, [("a.png", b"a")]),
+}
+
+
+@pytest.mark.parametrize("ask", OF_NOTHING.values(), ids=OF_NOTHING)
 def test_what_is_not_there_is_said_to_be_missing(gateway: Any, ask: Callable[[Any], object]) -> None:
     with pytest.raises(Missing, match="deleted") as refusal:
         ask(gateway)
@@ -614,6 +612,12 @@ def test_a_webhook_is_set_up_once_and_brought_up_to_date(gateway: Any, project: 
         gateway.webhooks(NOWHERE)
     with pytest.raises(ServerError):
         gateway.ensure_webhook(NOWHERE, "http://127.0.0.1:9/webhook", {})
+
+
+def test_a_webhook_to_what_the_server_does_not_send_to_is_a_wrong_setting(gateway: Any, project: int) -> None:
+    with pytest.raises(SettingsError, match="webhook_url"):
+        gateway.ensure_webhook(project, "ftp://127.0.0.1/webhook", {})
+    assert gateway.webhooks(project) == []
 
 
 @pytest.mark.parametrize("side", ["sqlite", "postgresql"], indirect=True)

@@ -65,15 +65,16 @@ CLUSTER = 20  # masks
 class Size:
     """How much is done.
 
-    written: images that are written to, and seconds that this takes at least, stretches of ``stretch`` seconds
-    without it included; imported: tasks, and seconds that people annotate meanwhile at most; down: seconds without
-    the webhooks' receiver. pages: given to the people in the beginning, and again when all are answered, with
-    ``questions`` each; asked: images whose masks these are about.
+    written: images that are written to, in ``seconds`` at least; ``stretch`` seconds of that and ``quiet`` seconds
+    without it take turns. imported: tasks, and import_seconds that people annotate meanwhile at most. down:
+    seconds without the receiver. pages: given to the people in the beginning, and again when all are answered,
+    with ``questions`` each, about masks of ``asked`` images.
     """
 
     written: int
     seconds: float
     stretch: float
+    quiet: float
     imported: int
     import_seconds: float
     down: float
@@ -83,9 +84,9 @@ class Size:
 
 
 SIZE = (
-    Size(20_000, 540, 20, 20_000, 300, 60, pages=5_000, questions=4, asked=40)
+    Size(20_000, 540, 20, 10, 20_000, 300, 60, pages=5_000, questions=4, asked=40)
     if SOAK
-    else Size(300, 16, 4, 200, 3, 5, pages=150, questions=2, asked=1)
+    else Size(300, 16, 4, 4, 200, 3, 5, pages=150, questions=2, asked=1)
 )
 
 

@@ -399,6 +399,8 @@ def test_the_latest_change_is_read_without_the_rest() -> None:
 
 def test_counts_of_many_tasks_are_added_up() -> None:
     def listed(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/model-versions/"):
+            return answer(json=["v", "another"])
         ids = json.loads(request.url.params["query"])["selectedItems"]["included"]
         return answer(json={"tasks": [{"id": 1, "updated_at": "2026-01-01T00:00:00Z"}], "total": len(ids) - 1})
 
@@ -407,7 +409,21 @@ def test_counts_of_many_tasks_are_added_up() -> None:
     assert gateway.unannotated(1, range(1200)) == 1200 - 3
     assert gateway.unpredicted(1, range(700), "v") == 700 - 2
     assert gateway.unpredicted(1, [], "v") == 0
-    assert len(server.sent) == 5
+    assert sum("query" in request.url.params for request in server.sent) == 5
+
+
+def test_a_version_that_is_part_of_anothers_name_is_told_apart() -> None:
+    at = "2026-01-01T00:00:00Z"
+    listed = [
+        {"id": number, "updated_at": at, "predictions": [{"id": number, "model_version": version}]}
+        for number, version in ((1, "v1"), (2, "v10"))
+    ]
+    server = Server(
+        answer(json={"tasks": [], "total": 0}),
+        answer(json=["v1", "v10"]),
+        answer(json={"tasks": listed, "total": 2}),
+    )
+    assert server.gateway().unpredicted(1, [1, 2], "v1") == 1
 
 
 def settled(*parts: tuple[str | None, int], of: int) -> str | None:
