@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ls_propagate.demo.run import read_back
-from propagation.events import Certified, Decided, Event
+from propagation.events import Certified, Decided
 from tests.faults.invariants import check
 from tests.faults.sites import annotator_at_work, daemon_process, prepare, scene
 from tests.faults.worlds import SOAK
@@ -19,10 +19,15 @@ SECONDS_A_PAGE = 0.3 if SOAK else 0.1
 LIVES = 1.2  # seconds of a process, on average
 
 
-def outcome(site: Site) -> tuple[list[Event], dict[str, int]]:
-    """What was decided, and what Label Studio holds in the end."""
-    chosen = [event for event in site.store.events() if isinstance(event, Decided | Certified)]
-    return chosen, read_back(site.gateway, site.connection)
+def outcome(site: Site) -> tuple[set[tuple[str, str]], dict[int, int], dict[str, int]]:
+    """What was decided in the end, and what Label Studio holds.
+
+    How many answers were there when a set was certified depends on when somebody looked, and is left out.
+    """
+    events = site.store.events()
+    clusters = {event.cluster: event.decision for event in events if isinstance(event, Decided)}
+    levels = {event.certificate: event.level for event in events if isinstance(event, Certified)}
+    return set(clusters.items()), levels, read_back(site.gateway, site.connection)
 
 
 def run(site: Site, chance: random.Random, kills: int) -> int:
