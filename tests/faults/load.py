@@ -84,7 +84,7 @@ class Size:
 
 
 SIZE = (
-    Size(20_000, 540, 20, 10, 20_000, 300, 60, pages=5_000, questions=4, asked=40)
+    Size(20_000, 540, 20, 10, 20_000, 300, 60, pages=8_000, questions=2, asked=20)
     if SOAK
     else Size(300, 16, 4, 4, 200, 3, 5, pages=150, questions=2, asked=1)
 )

@@ -7,13 +7,14 @@ import multiprocessing
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ls_propagate import pipeline
 from ls_propagate.settings import Settings, load_settings
 from propagation.campaign import Campaign
+from propagation.errors import ServerError
 from sync.pages import VerifyProjects
 from sync.source import Source
 from tests.faults.invariants import Scene
@@ -52,7 +53,14 @@ def annotator_at_work(site: Any, delay: float) -> Iterator[None]:
     stop = threading.Event()
     with site.annotator() as annotator:
         annotator._delay = delay
-        worker = threading.Thread(target=annotator.run, args=[stop])
+
+        def work() -> None:
+            while not stop.is_set():
+                # a page's second task may be deleted while it is open: who submits it goes on to the next
+                with suppress(ServerError):
+                    annotator.run(stop)
+
+        worker = threading.Thread(target=work)
         worker.start()
         try:
             yield
