@@ -22,7 +22,8 @@ def test_decode_gives_back_the_mask_that_pycocotools_encoded(mask):
     np.testing.assert_array_equal(decode(encoded(mask)), mask)
 
 
-@given(st.lists(st.integers(0, 2**26), min_size=1, max_size=12))
+# pycocotools writes one byte past its buffer where every run takes six characters, as from 2**24 on
+@given(st.lists(st.integers(0, 2**23), min_size=1, max_size=12))
 def test_run_lengths_read_runs_of_any_length(runs):
     size = [1, max(sum(runs), 1)]
     counts = coco.frPyObjects({"size": size, "counts": runs}, *size)["counts"]
