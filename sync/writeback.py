@@ -58,9 +58,9 @@ def write_back(
         for fresh in (True, False):
             place = -1
             while len(due := images.due(fresh, after=place)):
-                size = (
-                    gateway.pace.size("predictions") if fresh else gateway.pace.size("patches", PATCHES_AT_FIRST)
-                )
+                size = gateway.pace.size("predictions")
+                if not fresh:
+                    size = gateway.pace.size("patches", PATCHES_AT_FIRST, alone=True)
                 images.draw(due[: size + DRAWN_AHEAD])
                 batch = images.items(due[:size])
                 place = int(due[:size][-1])
@@ -184,8 +184,10 @@ class _Writer:
     def _in_bulk(self, items: list[Due]) -> int:
         project, written = self._source.project, 0
         self._gateway.import_predictions(project, [self._prediction(item) for item in items])
-        calls = ceil(len(items) / self._gateway.pace.size("annotations"))
-        for part in chunks(items, ceil(len(items) / calls)):
+        while items:
+            calls = ceil(len(items) / self._gateway.pace.size("annotations"))
+            some = ceil(len(items) / calls)
+            part, items = items[:some], items[some:]
             self._gateway.predictions_to_annotations(project, self._version, _tasks(part))
             at = self._gateway.settled(project, _tasks(part), self._source.account)
             if at is None:  # somebody came in between

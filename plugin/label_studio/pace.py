@@ -61,17 +61,22 @@ class Pace:
         self._felt = -np.inf
         self._last = 0.0
 
-    def size(self, kind: str, first: int = FIRST) -> int:
-        """How many items the next bulk call of a kind should take. first: of the first call."""
+    def size(self, kind: str, first: int = FIRST, alone: bool = False) -> int:
+        """How many items the next bulk call of a kind should take.
+
+        first: of the first call. alone: whether each item goes by itself, so that a call costs nothing more.
+        """
         known = self._kinds[kind]
         wanted = float(first)
         if known.latest:
             items, seconds = np.array(known.latest, dtype=float).T
-            fixed, each = _costs(items, seconds, GUESS / first)
+            fixed, each = 0.0, float(np.median((seconds / items)[-5:]))
+            if not alone:
+                fixed, each = _costs(items, seconds, GUESS / first)
             growth = CAUTION if len(items) == 1 and seconds[0] > TARGET else GROWTH
             wanted = max(TARGET - fixed, SHARE * fixed) / max(each, 1e-9)
             wanted = min(wanted, growth * items[-6:].max())
-        if known.calls in EARLY or known.calls % EVERY == EVERY - 1:
+        if not alone and (known.calls in EARLY or known.calls % EVERY == EVERY - 1):
             wanted /= SMALL
         return int(np.clip(wanted, 1, min(known.ceiling, known.trial)))
 

@@ -41,7 +41,7 @@ class Few(Pace):
         super().__init__(clock=lambda: 0.0)
         self.items = items
 
-    def size(self, kind, first=0):
+    def size(self, kind, first=0, alone=False):
         return self.items
 
 
