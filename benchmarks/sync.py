@@ -1,8 +1,9 @@
 """What goes through the daemon's calls of a real Label Studio, against its bare API, side by side in one run.
 
-``python -m benchmarks.sync [--json OUT] [--tasks N] [--masks N] [--database sqlite|postgresql]``. A server is
-started; chunk by chunk, in turn, the product and the bare API import tasks, write first annotations in bulk, post
-them one by one, and change them. At last the product looks for changes in a project of 100,000 tasks without any.
+``python -m benchmarks.sync [--json OUT] [--tasks N] [--masks N] [--database sqlite|postgresql] [--plain]``. A
+server is started; chunk by chunk, in turn, the product and the bare API import tasks, write first annotations in
+bulk, post them one by one, and change them. At last the product looks for changes in a project of 100,000 tasks
+without any.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ from rich.table import Table
 from ls_propagate.demo.postgres import postgres
 from ls_propagate.demo.server import Server, label_studio
 from plugin.label_studio.gateway import LabelStudioGateway, chunks
+from plugin.label_studio.inspect import QUICK_IMPORTS
 from plugin.label_studio.labeling import read_labeling
 from propagation.campaign import Campaign
 from propagation.events import CampaignStarted, Decided
@@ -41,7 +44,7 @@ from sync.writeback import write_back
 
 CHUNK = 1000
 IMPORTED = 20_000
-SINGLE = 60  # annotations that are posted, or changed, one by one
+SINGLE = 20  # annotations that are posted one by one, beside each CHUNK
 QUIET = 100_000  # tasks of the project without changes
 LOOKS = 30
 SIDE = 400  # pixels
@@ -233,7 +236,7 @@ def measure_writing(
     projects = [bare.project(f"writing, {name}") for name in ("ours", "bare", "one by one")]
     mine, theirs, singles = (
         [task for part in chunks(range(size), CHUNK) for task in bare.import_tasks(project, len(part))]
-        for project, size in zip(projects, (count, count, 4 * SINGLE), strict=True)
+        for project, size in zip(projects, (count, count, SINGLE * ceil(count / CHUNK)), strict=True)
     )
     world = World(gateway, projects[0], mine, masks)
     results, grown = world.results(masks - 1), world.results(masks)
@@ -246,7 +249,7 @@ def measure_writing(
         with timed(first.bare, len(part)):
             bare.import_predictions(projects[1], [(task, results[task % 50]) for task in part])
             bare.predictions_to_annotations(projects[1], part)
-        few = singles[len(made) : len(made) + SINGLE // 3]
+        few = singles[len(made) : len(made) + SINGLE]
         with timed(single.bare, len(few)):
             made += [bare.annotate(task, results[task % 50]) for task in few]
         done += take(batches, place + len(part) - done, first.ours)
@@ -286,10 +289,11 @@ def measure_looks(gateway: LabelStudioGateway, project: int) -> list[float]:
 
 
 @contextmanager
-def running(database: str, folder: Path) -> Iterator[Server]:
-    """A Label Studio on a database of its own."""
+def running(database: str, folder: Path, plain: bool = False) -> Iterator[Server]:
+    """A Label Studio on a database of its own; plain: without what makes its imports quick."""
+    settings = {QUICK_IMPORTS: "false" if plain else "true"}
     if database == "sqlite":
-        with label_studio(folder / "label-studio") as server:
+        with label_studio(folder / "label-studio", settings) as server:
             yield server
         return
     with tempfile.TemporaryDirectory(prefix="postgres-") as data, postgres(Path(data)) as running:
@@ -302,7 +306,7 @@ def running(database: str, folder: Path) -> Iterator[Server]:
             "POSTGRE_HOST": running.host,
             "POSTGRE_PORT": str(running.port),
         }
-        with label_studio(folder / "label-studio", extra) as server:
+        with label_studio(folder / "label-studio", settings | extra) as server:
             yield server
 
 
@@ -323,21 +327,29 @@ def shown(found: list[Measurement], looks: list[float], title: str) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What goes through the daemon's calls of a real Label Studio.")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the measurements to this file too")
-    parser.add_argument("--tasks", type=int, default=3000, metavar="N", help="images that are written to")
+    parser.add_argument("--tasks", type=int, default=5000, metavar="N", help="images that are written to")
     parser.add_argument("--masks", type=int, default=5, metavar="N", help="masks of an image, 2 to 25")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--plain", action="store_true", help="a server as it comes, without quick imports")
     options = parser.parse_args()
     console = Console()
     with (
         tempfile.TemporaryDirectory() as folder,
         console.status("starting Label Studio") as status,
-        running(options.database, Path(folder)) as server,
+        running(options.database, Path(folder), options.plain) as server,
     ):
         found, looks = measure(server, options.tasks, options.masks, status.update)
-    title = f"Label Studio on {options.database}, {options.tasks:,} images of {options.masks} masks"
+    server_kind = f"{'plain ' * options.plain}Label Studio on {options.database}"
+    title = f"{server_kind}, {options.tasks:,} images of {options.masks} masks"
     console.print(shown(found, looks, title))
     if options.json:
-        made = {"database": options.database, "tasks": options.tasks, "masks": options.masks, "looks": looks}
+        made = {
+            "database": options.database,
+            "plain": options.plain,
+            "tasks": options.tasks,
+            "masks": options.masks,
+            "looks": looks,
+        }
         options.json.write_text(json.dumps(made | {"found": [asdict(one) for one in found]}, indent=1) + "\n")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from plugin.label_studio.inspect import QUICK_IMPORTS
 from propagation.errors import ServerError, SettingsError, Unreachable
 
 START_SECONDS = 300
@@ -57,6 +58,7 @@ def label_studio(data: Path, extra: Mapping[str, str] | None = None) -> Iterator
         "LABEL_STUDIO_USER_TOKEN": token,
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "USE_DEFAULT_BANNED_SUBNETS": "false",
+        QUICK_IMPORTS: "true",
         "EDITOR_KEYMAP": '{"annotation:submit":{"key":"space"}}',
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",

@@ -29,6 +29,7 @@ CHECKS: Sequence[tuple[str, Sequence[str], Check]] = (
     ("account", ("project",), server.account),
     ("pages", ("project",), server.pages),
     ("network", ("project",), server.network),
+    ("imports", ("project",), server.imports),
     ("webhooks", ("project",), server.webhooks),
     ("images", ("labeling",), server.images),
     ("daemon", ("store",), machine.daemon),

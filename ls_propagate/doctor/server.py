@@ -177,6 +177,19 @@ def network(case: Case) -> Found:
     return bad(f"Label Studio takes no webhook to {url}: {refusal.said}", remedy)
 
 
+def imports(case: Case) -> Found:
+    """The server imports predictions in a time that doesn't grow with the project."""
+    quick = inspect.imports_quickly(case.gateway, case.connection.project)
+    if quick is None:
+        return good("the server doesn't show how it imports predictions")
+    if quick:
+        return good("predictions are imported in a time that doesn't grow with the project")
+    return doubtful(
+        "each import of predictions takes longer the more tasks the project has",
+        f"start Label Studio with {inspect.QUICK_IMPORTS}=true",
+    )
+
+
 def webhooks(case: Case) -> Found:
     """Those that sync sets up, in the source project and in that of the pages, are there, with our secret."""
     url, secret = case.settings.webhook_url, case.settings.webhook_secret

@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
-from scipy import ndimage
-from skimage.measure import find_contours
 
 from plugin.label_studio.labeling import Labeling
 from propagation.errors import MaskError
@@ -100,15 +98,14 @@ def digest(result: Sequence[Mapping[str, Any]]) -> str:
 
 
 def outlines(rle: Rle, keyholes: bool) -> tuple[list[Ring], float]:
-    """One ring (k, 2) of x, y in pixels for each connected part of a mask, and their IoU with the mask.
+    """One ring (k, 2) of x, y in pixels for each part of a mask, and their IoU with the mask.
 
     They are simplified as far as that holds. keyholes: whether holes are kept, by a slit of no width to
     each; else they are filled.
     """
     x, y, width, height = coco.toBbox(rle).astype(int)
     crop = decode_window(rle, x, y, width, height)
-    parts, count = ndimage.label(crop)
-    exact = [_ring(np.pad(parts == part, 1), keyholes) for part in range(1, count + 1)]
+    exact = _rings(crop, keyholes)
     local: Rle = coco.encode(np.asfortranarray(crop, dtype=np.uint8))
     for tolerance in TOLERANCES:
         rings = [_simplified(ring, tolerance) for ring in exact]
@@ -118,18 +115,32 @@ def outlines(rle: Rle, keyholes: bool) -> tuple[list[Ring], float]:
     return [ring + (x, y) for ring in rings], iou
 
 
-def _ring(part: NDArray[np.bool_], keyholes: bool) -> Ring:
-    # between two neighbouring contour points lies one pixel corner: their mean, rounded down to it
-    edges = [np.floor((c[:-1] + c[1:]) / 2)[:, ::-1] for c in find_contours(part, 0.5)]
-    edges.sort(key=lambda edge: -float(np.ptp(edge, axis=0).prod()))
-    ring, *holes = edges
+def _rings(mask: NDArray[np.bool_], keyholes: bool) -> list[Ring]:
+    """The exact outline of each part of a mask, along the edges of its pixels."""
+    # the contour runs through pixel centres: in a mask twice as large, those lie beside the edges of the pixels
+    doubled = mask.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    edges = [_distinct((np.asarray(contour[:, 0], dtype=np.int64) + 1) // 2) for contour in contours]
+    parents = hierarchy[0, :, 3].tolist()
+    rings = {place: edge for place, edge in enumerate(edges) if parents[place] < 0}
     if keyholes:
-        for hole in holes:
-            gaps = np.abs(ring[:, None] - hole[None]).sum(axis=2)
-            here, there = np.unravel_index(int(gaps.argmin()), gaps.shape)
-            around = np.concatenate([hole[there:], hole[: there + 1]])
-            ring = np.concatenate([ring[: here + 1], around, ring[here:]])
-    return ring
+        for hole, place in zip(edges, parents, strict=True):
+            if place >= 0:
+                rings[place] = _slit(rings[place], hole)
+    return [ring.astype(np.float64) for ring in rings.values()]
+
+
+def _distinct(corners: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Corners without those that repeat the one before."""
+    return corners[(corners != np.roll(corners, 1, axis=0)).any(axis=1)]
+
+
+def _slit(ring: NDArray[np.int64], hole: NDArray[np.int64]) -> NDArray[np.int64]:
+    """A ring that also goes around a hole, by a slit where the two are nearest."""
+    gaps = np.abs(ring[:, None] - hole[None]).sum(axis=2)
+    here, there = np.unravel_index(int(gaps.argmin()), gaps.shape)
+    around = np.concatenate([hole[there:], hole[: there + 1]])
+    return np.concatenate([ring[: here + 1], around, ring[here:]])
 
 
 def _simplified(ring: Ring, tolerance: float) -> Ring:

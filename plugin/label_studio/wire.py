@@ -39,6 +39,9 @@ MAYBE_RUNNING = (408, 502, 504)  # answers of a proxy that waited in vain, or lo
 MISREAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 REFRESH = "api/token/refresh/"
 OWN_PAGE = "<title>404 | Label Studio</title>"  # how imports say that there is no such project
+#: The server that ``label-studio start`` runs. It sends its headers one by one; on a connection that has been used
+#: before, they wait for each other's receipt: 40 ms an answer.
+STUTTERS = "WSGIServer"
 LEADS_TO = "leads_to"  # under which an answer's Location is found, among its extensions
 
 
@@ -88,7 +91,10 @@ class Wire:
             raise self._refused("it is empty or has a character that no token has, a line break perhaps")
         # not led on: to follow would make a GET of a POST, and send others the token
         self.http = httpx.Client(
-            timeout=timeout, follow_redirects=False, transport=transport, event_hooks={"response": [_hold]}
+            timeout=timeout,
+            follow_redirects=False,
+            transport=transport,
+            event_hooks={"response": [self._notice, _hold]},
         )
         try:
             # the part of the SDK that exchanges a personal access token for the one that is sent; its own requests
@@ -105,6 +111,10 @@ class Wire:
     def close(self) -> None:
         """Close the connections to the server."""
         self.http.close()
+
+    def _notice(self, answer: httpx.Response) -> None:
+        if answer.headers.get("server", "").startswith(STUTTERS):
+            self.http.headers["Connection"] = "close"
 
     def get(self, name: str, path: str, read: Callable[[Any], T], **params: Any) -> T:
         """``call`` by GET."""

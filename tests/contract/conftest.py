@@ -16,6 +16,7 @@ from ls_propagate.demo.server import Server, new_user
 from ls_propagate.demo.server import label_studio as started
 from plugin.label_studio.fake import FakeGateway
 from plugin.label_studio.gateway import Gateway, Json, LabelStudioGateway
+from plugin.label_studio.inspect import QUICK_IMPORTS
 from plugin.label_studio.pace import FIRST, Pace
 
 LABEL_CONFIG = """
@@ -125,6 +126,7 @@ def label_studio_postgresql(postgres: Postgres, tmp_path_factory: pytest.TempPat
         "POSTGRE_PASSWORD": postgres.password,
         "POSTGRE_HOST": postgres.host,
         "POSTGRE_PORT": str(postgres.port),
+        QUICK_IMPORTS: "false",  # as the server comes
     }
     with started(tmp_path_factory.mktemp("label-studio-postgresql"), extra=database) as server:
         yield server

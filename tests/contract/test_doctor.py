@@ -23,6 +23,7 @@ from ls_propagate.doctor.case import Finding
 from ls_propagate.doctor.examine import examine
 from ls_propagate.settings import load_settings
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS
+from plugin.label_studio.inspect import QUICK_IMPORTS
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="label" toName="image"><Label value="cell"/></PolygonLabels></View>"""
@@ -192,6 +193,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, h
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "false",
         "USE_DEFAULT_BANNED_SUBNETS": "true",
         "EDITOR_KEYMAP": "{}",
+        QUICK_IMPORTS: "false",
     }
     with started(tmp_path_factory.mktemp("strict"), own) as server:
         session = log_in(server.url, server.email, server.password)
@@ -212,6 +214,7 @@ def test_what_a_server_refuses_by_default_is_found_with_what_allows_it(
     assert found["network"].state == "bad"
     assert "USE_DEFAULT_BANNED_SUBNETS=false" in found["network"].remedy
     assert "EDITOR_KEYMAP=" in found["hotkey"].remedy
+    assert found["imports"].remedy == f"start Label Studio with {QUICK_IMPORTS}=true"
     assert campaign.everything() == before
     monkeypatch.delenv("LS_PROPAGATE_WEBHOOK_URL")
     assert "an ML backend at http://127.0.0.1:9090 would be refused" in campaign.findings()["network"].said

@@ -71,6 +71,7 @@ class Studio:
         self.hooks = [self.hook()]
         self.takes_webhook = (201, {"id": 99})
         self.takes_backend = (400, {"validation_errors": {"project": ["This field is required."]}})
+        self.takes_prediction = (400, _wrong("task ID 0 not found in project"))
         self.image = image
         self.changes = []
         app = Flask(__name__)
@@ -121,6 +122,8 @@ class Studio:
             self.changes.append((request.method, path, request.get_json(silent=True)))
             if path == "api/webhooks":
                 return self.takes_webhook[1], self.takes_webhook[0]
+            if path.endswith("import/predictions"):
+                return self.takes_prediction[1], self.takes_prediction[0]
             return (self.takes_backend[1], self.takes_backend[0]) if path == "api/ml" else ("", 204)
         if path == "projects":
             return (
@@ -231,10 +234,12 @@ def test_all_is_good_where_all_is_as_it_should_be_and_nothing_is_left_behind(stu
         ("POST", "api/ml"),
         ("POST", "api/webhooks"),
         ("DELETE", "api/webhooks/99"),
+        ("POST", f"api/projects/{studio.source}/import/predictions"),
     ]
     assert "project" not in studio.changes[0][2]
     assert studio.changes[1][2]["is_active"] is False
     assert studio.changes[1][2]["url"] == f"{WEBHOOK}/webhook"
+    assert [item["task"] for item in studio.changes[3][2]] == [0]
 
 
 def with_version(version):
@@ -284,6 +289,11 @@ def by_hand(by=1, editor=1, seconds=3.0):
     return with_(by_hand=[{"id": 5, "annotations": [annotation]}])
 
 
+def _wrong(said):
+    return {"detail": "Validation error", "validation_errors": {"non_field_errors": [said]}}
+
+
+SLOW_IMPORTS = (400, _wrong("corresponding task ID couldn't be retrieved"))
 BANNED = (403, {"detail": "URL resolves to a reserved network address (block: 10.0.0.0/8)"})
 WRONG_URL = (400, {"validation_errors": {"url": ["Enter a valid URL."]}})
 WITHOUT_Y = """<View><Image name="image" value="$image"/>
@@ -315,6 +325,7 @@ WITHOUT_Y = """<View><Image name="image" value="$image"/>
         (with_settings(label_config="<View/>"), "pages", "doubtful", "labeling config is not", "/settings"),
         (with_(takes_webhook=BANNED), "network", "bad", "reserved network", "USE_DEFAULT_BANNED_SUBNETS=false"),
         (with_(takes_webhook=WRONG_URL), "network", "bad", "Enter a valid URL", "a dot, or localhost"),
+        (with_(takes_prediction=SLOW_IMPORTS), "imports", "doubtful", "longer the more", "fflag_.*=true"),
         (with_(hooks=[]), "webhooks", "doubtful", "has none that", "ls-propagate sync"),
         (with_hook(is_active=False), "webhooks", "doubtful", "none that is active", "ls-propagate sync"),
         (with_hook(url=f"{WEBHOOK}0/webhook"), "webhooks", "doubtful", "has none that", "ls-propagate sync"),
@@ -413,7 +424,10 @@ def test_without_webhooks_only_the_rule_for_backends_is_looked_up(studio, monkey
     findings = found()
     others_are_good(findings)
     assert "an ML backend at http://127.0.0.1:9090 would be refused" in findings["network"].said
-    assert [path for _, path, _ in studio.changes] == ["api/ml"]
+    assert [path for _, path, _ in studio.changes] == [
+        "api/ml",
+        f"api/projects/{studio.source}/import/predictions",
+    ]
 
 
 @pytest.mark.parametrize(
