@@ -56,12 +56,13 @@ class Database:
             self._readers = self.engine.execution_options(
                 isolation_level="REPEATABLE READ", postgresql_readonly=True
             )
-            self._writers = self.engine.execution_options()
+            self._writers = self._hasty = self.engine.execution_options()
         else:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
             sa.event.listen(self.engine, "begin", _begin_sqlite)
             self._readers = self.engine.execution_options()
             self._writers = self.engine.execution_options(sqlite_begin="BEGIN IMMEDIATE")
+            self._hasty = self._writers.execution_options(sqlite_synchronous="NORMAL")
         # SQLite lets who waits try again now and then; threads of one process queue here, which is much faster
         self._turn: AbstractContextManager[Any] = nullcontext() if self.file is None else threading.Lock()
 
@@ -72,9 +73,14 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that writes all or nothing; with SQLite, one at a time."""
-        with self._told(), self._turn, self._writers.begin() as connection:
+    def writing(self, durable: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that writes all or nothing; with SQLite, one at a time.
+
+        durable: whether it waits for the disk, so that what it wrote outlives a power cut.
+        """
+        with self._told(), self._turn, (self._writers if durable else self._hasty).begin() as connection:
+            if not durable and self.file is None:
+                connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
             yield connection
 
     def close(self) -> None:
@@ -138,9 +144,10 @@ def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
     connection.execute("PRAGMA busy_timeout=10000")
     connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")  # what is in the log has to outlive a power cut
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
+    options = connection.get_execution_options()
+    connection.exec_driver_sql(f"PRAGMA synchronous={options.get('sqlite_synchronous', 'FULL')}")
     # one that reads first and then writes would be refused where another wrote in between, so a writer says so
-    connection.exec_driver_sql(connection.get_execution_options().get("sqlite_begin", "BEGIN"))
+    connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))

@@ -192,8 +192,11 @@ class Store:
                 connection.execute(sa.insert(TASKS), [vars(task) for task in tasks])
 
     def notice(self, hint: Hint) -> None:
-        """Put a hint into the inbox; a few milliseconds, from any thread or process."""
-        with self.database.writing() as connection:
+        """Put a hint into the inbox; a few milliseconds, from any thread or process.
+
+        It may be lost in a power cut, as any webhook may.
+        """
+        with self.database.writing(durable=False) as connection:
             if self.database.file is None:  # else one may be committed after a later one was read and forgotten
                 connection.execute(advisory("pg_advisory_xact_lock", NOTICE))
             connection.execute(sa.insert(INBOX).values(body=asdict(hint), at=datetime.now(UTC)))

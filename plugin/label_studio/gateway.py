@@ -120,7 +120,7 @@ class Gateway(Protocol):
         ...
 
     def settled(self, project: int, tasks: Sequence[int], by: int) -> str | None:
-        """When this user gave each of these tasks its one annotation, in one call, if that was so; else None.
+        """When this user gave each of these tasks its one annotation, if all at one moment; else None.
 
         The moment is the tasks' ``updated_at``, but for those that this user has changed since. Skips are no
         annotations here.
