@@ -74,7 +74,8 @@ class Pace:
             if not alone:
                 fixed, each = _costs(items, seconds, GUESS / first)
             growth = CAUTION if len(items) == 1 and seconds[0] > TARGET else GROWTH
-            wanted = max(TARGET - fixed, SHARE * fixed) / max(each, 1e-9)
+            share = 1.0 if self._busy >= SLOW else SHARE  # who is waited for counts more than what it costs
+            wanted = max(TARGET - fixed, share * fixed) / max(each, 1e-9)
             wanted = min(wanted, growth * items[-6:].max())
         if not alone and (known.calls in EARLY or known.calls % EVERY == EVERY - 1):
             wanted /= SMALL
@@ -109,9 +110,13 @@ class Pace:
 
     def rest(self) -> None:
         """Where quick calls are slow, leave the server alone for as long as the last bulk call took, or longer."""
-        busy = float(np.median(self._quick)) if self._quick else 1.0
-        if busy >= SLOW:
+        if (busy := self._busy) >= SLOW:
             self._sleep(min(LONGEST, self._last * busy / SLOW))
+
+    @property
+    def _busy(self) -> float:
+        """How many times as long as at best the latest quick calls took."""
+        return float(np.median(self._quick)) if self._quick else 1.0
 
 
 def _costs(items: Floats, seconds: Floats, guess: float) -> tuple[float, float]:

@@ -39,6 +39,7 @@ SECRET = "a-secret-of-the-load-test"
 PATIENCE = 3600.0 if SOAK else 300.0  # seconds for what takes its time
 LONGEST_SUBMIT = 2000.0  # milliseconds, of 99 in 100
 LONGEST_WEBHOOK = 50.0
+GIVEN_UP = 1000.0  # by Label Studio
 SAMPLE = 200  # images whose annotations are read
 
 
@@ -296,4 +297,4 @@ def test_nobody_waits_long_and_nothing_is_lost_while_thousands_of_images_are_wri
         assert times["submit, while images are written"]["99 %"] <= LONGEST_SUBMIT
         assert times["submit, while tasks are imported"]["99 %"] <= LONGEST_SUBMIT
         assert times["webhook, at the handler"]["99 %"] < LONGEST_WEBHOOK
-        assert times["webhook, at its sender"]["99 %"] < LONGEST_WEBHOOK
+        assert times["webhook, at its sender"]["most"] < GIVEN_UP

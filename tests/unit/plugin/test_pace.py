@@ -114,6 +114,15 @@ def test_a_server_that_recounts_the_project_each_time_gets_larger_calls(pace: Pa
     assert all(seconds < 1.5 * (1 + SHARE) for _, seconds in made)
 
 
+def test_where_others_are_served_slowly_calls_are_short_whatever_that_costs(pace: Pace) -> None:
+    settled_alone = settled(send(pace, lambda items: 1.0 + 0.01 * items))
+    for seconds in (0.02, 0.5, 0.5, 0.5):
+        pace.felt("user", seconds)
+    made = send(pace, lambda items: 1.0 + 0.01 * items)
+    assert settled(made) < settled_alone / 2
+    assert np.median([seconds for _, seconds in made[-10:]]) == pytest.approx(2.0, rel=0.1)
+
+
 def test_kinds_of_calls_are_told_apart(pace: Pace) -> None:
     send(pace, lambda items: 0.1 * items)
     assert pace.size("tasks") < 20
