@@ -12,10 +12,13 @@ from scipy.special import bdtr
 
 from propagation.annotators import PERFECT, Rates
 from propagation.certificate import STRENGTH, Certificate, Level, log_evidence, pack, unpack
+from propagation.commands import ACCEPT
 from propagation.events import (
     CertificateClosed,
     CertificateOpened,
     Certified,
+    Command,
+    Commanded,
     Decided,
     Decision,
     Event,
@@ -124,6 +127,7 @@ class Attempt:
     """A certificate on its way: its number, how far it was proven at which steps, whether more is asked for it.
 
     doubted: an answer was changed, so that what was proven may no longer be. peak: the most that ever was.
+    commands: how many there had been when it was opened.
     """
 
     number: int
@@ -132,6 +136,7 @@ class Attempt:
     open: bool = True
     doubted: bool = False
     peak: int = 0
+    commands: int = 0
 
     @property
     def certified(self) -> int:
@@ -184,6 +189,7 @@ class CalibratedSearch:
         usable = self._alpha * (1 - (GOLD_ALPHA if strategy.rates == "gold" else 0))
         self._scopes = {name: Scope(name, usable / max(len(names), 1)) for name in names}
         self._category = {name: place for place, name in enumerate(table.categories)}
+        self._more: set[tuple[int, int]] = set()  # clusters about which more is to be asked, by command
 
     # the fold
 
@@ -195,6 +201,8 @@ class CalibratedSearch:
             case PageIssued():
                 rows = self._campaign.pages[event.page].rows
                 self._asked += len(rows) if event.attempt == 1 else 0
+                if event.attempt == 1:
+                    self._more = {key for key in self._more if not np.isin(self._campaign.rows(*key), rows).any()}
                 for attempt in self._attempt.values():
                     if attempt.open:
                         attempt.certificate.issue(rows)
@@ -214,6 +222,12 @@ class CalibratedSearch:
                 attempt.steps += [event.level] if event.level else []
                 attempt.doubted = False
                 attempt.peak = max(attempt.peak, event.level)
+                # proven by questions that were asked since: what was held back for want of these is no longer
+                inside = (attempt.certificate.levels > 0) & (attempt.certificate.levels <= event.level)
+                self._campaign.commands.release(np.flatnonzero(inside), whole=False, up_to=attempt.commands)
+            case Commanded(command="ask"):
+                if (key := self._campaign.commands.key(event.target)) is not None:
+                    self._more.add(key)
             case CertificateClosed():
                 self._attempt[event.certificate].open = False
             case ProposalPutOff():
@@ -259,7 +273,8 @@ class CalibratedSearch:
                 del self._attempt[earlier.number]
         scope.idle_until = 0
         standing = [scope.standing] if scope.standing else []
-        scope.attempts = [*standing, Attempt(event.certificate, certificate)]
+        opened = Attempt(event.certificate, certificate, commands=self._campaign.commands.count)
+        scope.attempts = [*standing, opened]
         self._attempt[event.certificate] = scope.attempts[-1]
         for key in [key for key, state in self._campaign.state.items() if state != "accepted"]:
             if event.scope in ("", self._campaign.trees[key[0]].category):
@@ -316,6 +331,12 @@ class CalibratedSearch:
     def draw(self, room: int | None) -> Iterator[Choice | Draw]:
         """Learn; then, for each scope, propose, and ask what proves it."""
         left = np.inf if room is None else room
+        if self._more:
+            some = [self._draw_more(key)[: self._rule.page_size] for key in sorted(self._more)]
+            rows = np.unique(np.concatenate(some))
+            if len(rows) and left:
+                yield from self._as_draws(rows[: int(min(left, len(rows)))])
+                return
         budget = self._rule.budget
         learn = self._rule.learn_most
         if budget is not None:
@@ -384,7 +405,14 @@ class CalibratedSearch:
             times = -np.log((raw.astype(np.float64) + 1) / 2.0**64) / weight
             self._learning = masks[np.argsort(times, kind="stable")].astype(np.int32)
         free = (campaign.verdict[self._learning] == -1) & ~campaign.taken[table.image[self._learning]]
+        free &= campaign.commands.ruled[self._learning] == 0
         yield from self._as_draws(self._learning[np.flatnonzero(free)[:count]].astype(np.int64))
+
+    def _draw_more(self, key: tuple[int, int]) -> NDArray[np.int64]:
+        """A cluster's masks that can be asked, in random order."""
+        rng = np.random.default_rng([self._rule.seed, *key])
+        rows = self._campaign.free(*key)
+        return rng.permutation(np.sort(rows[self._campaign.table.best[rows]])).astype(np.int64)
 
     def _proven(self, attempt: Attempt) -> int:
         return attempt.certificate.proven(self._rates(attempt.certificate.alpha))
@@ -458,8 +486,11 @@ class CalibratedSearch:
         if scope.category:
             inside &= table.category == self._category[scope.category]
         right = self._learned()
+        # a new set is frozen without what commands decide, but for what was proven before they came
+        proven, commands = self._certified(scope) & ~campaign.commands.out(), campaign.commands
+        inside &= (commands.ruled == 0) | (proven & (commands.ruled == ACCEPT))
         fresh = inside & (verdict == -1)
-        sure = self._certified(scope) & fresh
+        sure = proven & fresh
         judged = inside & (verdict == YES)
         if not rule.perfect:
             judged &= right >= rule.target - 0.1
@@ -564,6 +595,26 @@ class CalibratedSearch:
         whole = self._campaign.whole and all(map(self._holds, self._scopes.values()))
         return "promise" if whole else "estimate"
 
+    def reach(self, place: int, node: int) -> NDArray[np.int64]:
+        """All rows of a cluster."""
+        return self._campaign.rows(place, node).astype(np.int64)
+
+    def refuses(self, place: int, node: int, command: Command) -> str | None:
+        """A split is refused: what is proven are sets of masks, which cut through clusters as it is."""
+        campaign = self._campaign
+        if command == "split":
+            return (
+                "the calibrated strategy proves sets of masks, not clusters, so a split would change nothing; "
+                "accept, reject, or ask more"
+            )
+        if not len(self._draw_more((place, node))):
+            return "all its masks have been asked about, or are on images that a person annotated"
+        if (place, node) in self._more:
+            return "more is asked about it in the next round already; wait for the answers"
+        if self._rule.budget is not None and campaign.questions_asked >= self._rule.budget:
+            return f"the budget of {self._rule.budget} questions is spent; accept or reject it"
+        return None
+
     def reasons(self) -> NDArray[np.object_]:
         """The certificate that a mask is written by, and the step of it that proved a set with the mask."""
         names = np.full(len(self._campaign.table), None, dtype=object)
@@ -583,7 +634,7 @@ class CalibratedSearch:
         for scope in self._scopes.values():
             if scope.standing is None:
                 continue
-            inside = self._certified(scope)
+            inside = self._certified(scope) & ~campaign.commands.out()
             if category is not None:
                 inside &= campaign.table.category == self._category[category]
             judged = int((inside & (campaign.verdict == YES)).sum())
@@ -598,10 +649,20 @@ class CalibratedSearch:
         """The share of right masks that is proven; of a category only where the promise is by category.
 
         Just the target: what the answers prove beyond it of the set that was chosen by them, they don't prove
-        of all sets at once.
+        of all sets at once. Less, where commands took back part of a set: it may have been the best of it.
         """
         held = [s for s in self._scopes.values() if s.standing is not None and category in (None, s.category)]
-        return self._rule.target if held and self._campaign.whole and all(map(self._holds, held)) else None
+        if not (held and self._campaign.whole and all(map(self._holds, held))):
+            return None
+        out = self._campaign.commands.out() if self._campaign.commands.any else None
+        if out is None or not out.any():
+            return self._rule.target
+        free = ~self._campaign.taken[self._campaign.table.image]
+        members = [self._certified(scope) & free for scope in held]
+        kept, proven = (sum(int(m.sum()) for m in some) for some in ([m & ~out for m in members], members))
+        if kept == proven:
+            return self._rule.target
+        return max(0.0, 1 - (1 - self._rule.target) * proven / kept) if kept else None
 
     def share(self, cluster: str) -> float | None:
         """The share that is proven of all that is written with the cluster."""

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from propagation.annotators import Gold
 from propagation.columns import Ids
+from propagation.commands import ACCEPT, REJECT, Commands
 from propagation.errors import StoreError
 from propagation.events import (
     CampaignStarted,
+    Commanded,
     Decided,
     Decision,
     Event,
@@ -43,7 +45,7 @@ UNASKED, NO, YES, UNSURE = -1, 0, 1, 2
 _NONE = np.empty(0, dtype=np.int32)
 _CODES: dict[Verdict, int] = {"no": NO, "yes": YES, "unsure": UNSURE}
 
-State = Literal["open", "asking", "proposed", "accepted", "rejected", "split"]
+State = Literal["open", "asking", "proposed", "accepted", "rejected", "split", "undone"]
 _STATES: dict[Decision, State] = {
     "propose": "proposed",
     "accept": "accepted",
@@ -93,7 +95,7 @@ class Campaign:
     decided. intended: of each source task, the digests of all results meant for it; ours: its annotation, and
     the task's version, as last written. whole: whether the log tells everything. revised: the rows whose verdict
     the latest event changed or took back. gold: the answers to questions whose truth is known. leaf: (n,) where
-    a mask stands in the leaf order of its tree. search: the strategy at work.
+    a mask stands in the leaf order of its tree. commands: what managers said. search: the strategy at work.
     """
 
     def __init__(self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy) -> None:
@@ -124,6 +126,7 @@ class Campaign:
         self.leaf = np.zeros(len(table), dtype=np.int32)
         for tree in trees:
             self.leaf[tree.rows] = np.arange(len(tree), dtype=np.int32)
+        self.commands = Commands(self)
         self.search = strategy.begin(self)
 
     # the fold
@@ -131,6 +134,7 @@ class Campaign:
     def apply(self, event: Event) -> None:
         """Take one event of the log into account."""
         self.revised = self.revised[:0]
+        self.commands.forget_latest()
         match event:
             case CampaignStarted():
                 self.name = event.campaign
@@ -149,6 +153,8 @@ class Campaign:
             case Decided():
                 self.evidence[event.cluster] = event.asked, event.right
                 self.state[self.find(event.cluster)] = _STATES[event.decision]
+            case Commanded():
+                self.commands.apply(event)
             case GoldAnswered():
                 self.gold += Gold(event.wrong, event.missed, event.right, event.marked)
             case WriteIntended():
@@ -264,8 +270,16 @@ class Campaign:
     def reasons(self) -> NDArray[np.object_]:
         """(n,) the name of the decision by which an accepted mask is written, or None."""
         names = self.search.reasons()
+        if self.commands.any:
+            names[self.commands.out()] = None
+            by_command = self.by_command()
+            names[by_command] = [f"command/{cluster}" for cluster in self.commands.names()[by_command]]
         names[~self.accepted()] = None
         return names
+
+    def states(self) -> dict[tuple[int, int], State]:
+        """The clusters' states, as commands left them."""
+        return {**self.state, **self.commands.states()}
 
     @property
     def claim(self) -> Claim:
@@ -273,18 +287,40 @@ class Campaign:
         return self.search.claim
 
     def accepted(self) -> NDArray[np.bool_]:
-        """(n,) the masks to be written: those that the strategy's decisions cover, on images that are free."""
-        return self.table.best & ~self.taken[self.table.image] & self.search.written()
+        """(n,) the masks to be written: those that decisions and commands cover, on images that are free."""
+        written = self.search.written()
+        if self.commands.any:
+            written = (written & ~self.commands.out()) | self._commanded()
+        return self.table.best & ~self.taken[self.table.image] & written
+
+    def _commanded(self) -> NDArray[np.bool_]:
+        """(n,) the masks accepted by command, but those judged wrong."""
+        return (self.commands.ruled == ACCEPT) & ((self.verdict == UNASKED) | (self.verdict == YES))
+
+    def by_command(self) -> NDArray[np.bool_]:
+        """(n,) the accepted masks that no decision covers, only a command: nothing is claimed of them."""
+        if not self.commands.any:
+            return np.zeros(len(self.table), dtype=bool)
+        decided = self.search.written() & ~self.commands.out()
+        return self.accepted() & self._commanded() & ~decided
 
     def rejected(self) -> NDArray[np.bool_]:
-        """(n,) the masks of rejected clusters and those judged wrong, unless judged right."""
-        return (self.inside("rejected") & (self.verdict != YES)) | (self.verdict == NO)
+        """(n,) the masks of rejected clusters and those judged wrong, unless judged right; commands go before."""
+        rejected = self.inside("rejected") & (self.verdict != YES)
+        if self.commands.any:
+            rejected &= (self.commands.ruled != ACCEPT) & ~self.commands.held
+            rejected |= self.commands.ruled == REJECT
+        return rejected | (self.verdict == NO)
 
     def deciding_cluster(self) -> NDArray[np.object_]:
         """(n,) the name of the accepted cluster that a mask is in, or None."""
         names = np.full(len(self.table), None, dtype=object)
         for place, node in self.clusters("accepted"):
             names[self.rows(place, node)] = self.cluster(place, node)
+        if self.commands.any:
+            by_command = self.by_command()
+            names[self.commands.out()] = None
+            names[by_command] = self.commands.names()[by_command]
         return names
 
     def inside(self, state: State) -> NDArray[np.bool_]:
@@ -294,9 +330,13 @@ class Campaign:
         return inside
 
     def free(self, place: int, node: int) -> NDArray[np.int32]:
-        """The rows of a cluster that can be asked: without a verdict, on images that nobody has annotated."""
+        """The rows of a cluster that can be asked.
+
+        They have no verdict, nor a command that makes one needless, and nobody has annotated their images.
+        """
         rows = self.rows(place, node)
-        return rows[(self.verdict[rows] == UNASKED) & ~self.taken[self.table.image[rows]]]
+        free = (self.verdict[rows] == UNASKED) & (self.commands.ruled[rows] == 0)
+        return rows[free & ~self.taken[self.table.image[rows]]]
 
     # what comes next
 

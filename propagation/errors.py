@@ -7,6 +7,7 @@ PropagateError
 │   ├── ConfigError       a labeling config that does not fit
 │   ├── SettingsError     a setting
 │   ├── AnswerError       an annotator's answer that does not fit its page
+│   ├── CommandError      a manager's command that cannot be obeyed
 │   └── ArtefactError     a folder handed over that is missing, changed or of another kind
 ├── ServerError           Label Studio did not do what was asked
 │   ├── Unreachable       no answer
@@ -43,6 +44,10 @@ class SettingsError(InputError):
 
 class AnswerError(InputError):
     """An annotator's answer does not fit its page."""
+
+
+class CommandError(InputError):
+    """A manager's command cannot be obeyed."""
 
 
 class ArtefactError(InputError):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 Verdict = Literal["yes", "no", "unsure"]
 Decision = Literal["propose", "accept", "reject", "split"]
+Command = Literal["accept", "reject", "split", "ask", "undo"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,22 @@ class Decided:
     decision: Decision
     asked: int
     right: int
+
+
+@dataclass(frozen=True)
+class Commanded:
+    """A manager said what is to become of a cluster.
+
+    target: the cluster; to undo, also a decision by the name that regions bear. ask: more questions about it;
+    undo: of the latest command on it that stands, or else of its decision. by: who said so; at: when; source:
+    where it was said, by which the same is not taken twice.
+    """
+
+    target: str
+    command: Command
+    by: str
+    at: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -210,6 +227,7 @@ Event = (
     | PageReopened
     | ImageTaken
     | Decided
+    | Commanded
     | CertificateOpened
     | Certified
     | CertificateClosed

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from propagation.events import (
+    Command,
+    Commanded,
     Decided,
     Decision,
     Event,
@@ -23,7 +25,7 @@ from propagation.events import (
 from propagation.strategies import Claim, Draw, require
 
 if TYPE_CHECKING:
-    from propagation.campaign import Campaign
+    from propagation.campaign import Campaign, State
 
 Order = Literal["score", "dfs+score", "dfs", "bfs", "threshold"]
 Key = tuple[int, int]
@@ -106,6 +108,12 @@ class PaperSearch:
         self._rests = np.zeros(len(campaign.table), dtype=bool)
         self._doubted: set[Key] = set()
         self._split: set[Key] = set()
+        # by command: clusters to ask more about, and those decided ones whose further questions are out
+        self._more: set[Key] = set()
+        self._again: set[Key] = set()
+        # what clusters were before they were split by command; the verdicts in those whose decision was undone
+        self._before: dict[Key, tuple[State, NDArray[np.int64] | None]] = {}
+        self._undone: dict[Key, tuple[int, int]] = {}
         for place, tree in enumerate(campaign.trees):
             self._open((place, tree.root), 0)
 
@@ -116,6 +124,9 @@ class PaperSearch:
             self._depth[key] = depth
             self._undecided.add(key)
             heapq.heappush(self._queue, (self._priority(key), key))
+            said = self._campaign.commands.latest(key)
+            if said and said.command == "split":
+                self._split_by_command(key)
 
     def _priority(self, key: Key) -> tuple[float, ...]:
         depth, score = self._depth[key], -self._campaign.mean_score(*key)
@@ -132,8 +143,10 @@ class PaperSearch:
         match event:
             case Decided():
                 self._decided(event)
+            case Commanded():
+                self._obey(event)
             case PageIssued():
-                self._ask(event.clusters)
+                self._ask(event)
             case ImageTaken():
                 # with fewer masks left to ask about, the verdicts that are there may be enough
                 self._undecided |= self._unsettled()
@@ -150,7 +163,8 @@ class PaperSearch:
     def _doubt(self, rows: NDArray[np.int64]) -> None:
         """Verdicts that decisions rest on changed; where one is missing, the cluster is open until it comes."""
         for key in [key for key, basis in self._basis.items() if np.isin(rows, basis).any()]:
-            if self._campaign.state[key] == "split" or (self._campaign.verdict[self._basis[key]] != -1).all():
+            known = (self._campaign.verdict[self._basis[key]] != -1).all()
+            if known or self._campaign.state[key] == "split" or key in self._again:
                 self._doubted.add(key)
             else:
                 self._reopen(key)
@@ -161,17 +175,76 @@ class PaperSearch:
         self._doubted.discard(key)
         self._basis.pop(key, None)
 
-    def _ask(self, clusters: Sequence[str]) -> None:
-        for key in map(self._campaign.find, clusters):
+    def _ask(self, event: PageIssued) -> None:
+        page = self._campaign.pages[event.page].rows
+        for key in map(self._campaign.find, event.clusters):
+            state = self._campaign.state.get(key, "split")
+            if event.attempt == 1 and key in self._more:
+                self._more.discard(key)
+                self._again.add(key)
+            if key in self._again and state in ("accepted", "rejected"):
+                # its decision stands until all the answers are there, and rests on them too
+                rows = page[np.isin(page, self._campaign.rows(*key))]
+                self._basis[key] = np.union1d(self._basis.get(key, rows), rows)
+                self._rests[rows] = True
             # asked again after its split, a cluster's verdicts count for its halves
-            if self._campaign.state.get(key, "split") != "split":
+            elif state != "split":
                 self._reopen(key)
+
+    def _obey(self, event: Commanded) -> None:
+        """Split a cluster, ask more about it, or take back what was said or decided."""
+        campaign = self._campaign
+        key = campaign.commands.key(event.target)
+        undone = campaign.commands.undone
+        if key is not None and event.command == "split":
+            self._split_by_command(key)
+        elif key is not None and event.command == "ask":
+            self._more.add(key)
+        elif key is not None and undone is not None and undone.command == "split":
+            self._join(key)
+        elif key is not None and event.command == "undo" and undone is None:
+            if campaign.state.get(key) == "split":
+                self._split.discard(key)
+                self._void(*key)
+                self._reopen(key)
+            self._undone[key] = campaign.known(*key)
+        # what commands cover is not decided on, what they no longer do may be
+        self._undecided |= self._unsettled()
+
+    def _split_by_command(self, key: Key) -> None:
+        campaign = self._campaign
+        place, node = key
+        self._before[key] = campaign.state[key], self._basis.pop(key, None)
+        campaign.state[key] = "split"
+        for some in (self._undecided, self._doubted, self._more, self._again):
+            some.discard(key)
+        for half in campaign.trees[place].halves(node):
+            if (place, half) not in campaign.state:
+                self._open((place, half), self._depth.get(key, 0) + 1)
+
+    def _join(self, key: Key) -> None:
+        """A cluster as it was before it was split by command."""
+        if key not in self._before:
+            return
+        state, basis = self._before.pop(key)
+        self._void(*key)
+        self._campaign.state[key] = state
+        if basis is not None:
+            self._basis[key] = basis
+            self._doubted.add(key)  # a verdict may have changed meanwhile
+        if state in ("open", "asking"):
+            self._undecided.add(key)
+            heapq.heappush(self._queue, (self._priority(key), key))
 
     def _decided(self, event: Decided) -> None:
         campaign = self._campaign
         key = place, node = campaign.find(event.cluster)
         self._undecided.discard(key)
         self._doubted.discard(key)
+        self._again.discard(key)
+        self._undone.pop(key, None)
+        if event.asked:
+            campaign.commands.release(campaign.rows(place, node).astype(np.int64), whole=True)
         if key not in self._basis and event.asked:
             rows = campaign.rows(place, node)
             self._basis[key] = rows[campaign.verdict[rows] != -1]
@@ -194,7 +267,8 @@ class PaperSearch:
                 self._campaign.state.pop(key, None)
                 self._depth.pop(key)
                 self._basis.pop(key, None)
-                for some in (self._undecided, self._doubted, self._split):
+                self._before.pop(key, None)
+                for some in (self._undecided, self._doubted, self._split, self._more, self._again):
                     some.discard(key)
 
     def _review(self) -> Iterator[Decided]:
@@ -224,13 +298,20 @@ class PaperSearch:
         yield from self._review()
         campaign = self._campaign
         rank = {"asking": 0, "open": 1}
+        awaited: set[Key] = set()
+        if self._again:
+            awaited = {campaign.find(c) for page in campaign.waiting_pages for c in page.issued.clusters}
         front = sorted(self._undecided, key=lambda key: (rank.get(campaign.state.get(key, ""), 2), key))
         while front:
             key = front.pop(0)
             place, node = key
-            if campaign.state.get(key) not in rank:
+            if campaign.state.get(key) not in rank or key in self._again & awaited:
+                continue
+            if campaign.commands.covers(campaign.rows(place, node)):
                 continue
             asked, right = campaign.known(place, node)
+            if (asked, right) == self._undone.get(key):
+                continue
             if asked == 0 or asked < self._wanted(key, asked):
                 if campaign.state[key] == "open":
                     self._undecided.discard(key)
@@ -246,6 +327,11 @@ class PaperSearch:
     def draw(self, room: int | None) -> Iterator[Decided | Draw]:
         """Split what is split without asking; then the questions of the first clusters in the queue."""
         campaign, left = self._campaign, np.inf if room is None else room
+        for key in sorted(self._more):
+            rows = self._draw_more(key)[: int(min(left, self._rule.samples))]
+            if len(rows):
+                left -= len(rows)
+                yield Draw(key[0], rows, np.full(len(rows), key[1]))
         rooms: dict[int, int] = {}
         kept = []
         limit = self._rule.clusters_a_round * (len(campaign.trees) if self._rule.queue == "category" else 1)
@@ -257,6 +343,8 @@ class PaperSearch:
                 if campaign.state.get(key) != "open":
                     continue
                 kept.append(entry)
+                if key in self._more or campaign.commands.covers(campaign.rows(place, node)):
+                    continue
                 if self._split_unasked(key):
                     if node >= len(campaign.trees[place]):
                         yield Decided(campaign.cluster(place, node), "split", 0, 0)
@@ -289,6 +377,44 @@ class PaperSearch:
         rng = np.random.default_rng([self._rule.seed, *key])
         return rng.permutation(np.sort(self._campaign.free(*key)))[: max(0, self._wanted(key, asked) - asked)]
 
+    def _draw_more(self, key: Key) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self._rule.seed, *key])
+        return rng.permutation(np.sort(self._campaign.free(*key)))
+
+    def reach(self, place: int, node: int) -> NDArray[np.int64]:
+        """The rows of a cluster but those judged right, which stand by their pages."""
+        rows = self._campaign.rows(place, node).astype(np.int64)
+        return rows[self._campaign.verdict[rows] != 1]
+
+    def refuses(self, place: int, node: int, command: Command) -> str | None:
+        """Only what is at the front of the search can be split or asked about."""
+        campaign, key = self._campaign, (place, node)
+        state = campaign.state.get(key)
+        if state is None:
+            return "it is not at the front of the search; name a cluster that is on the board"
+        if state == "split":
+            return "it is split already; name one of its parts"
+        if command == "split":
+            return self._cannot_split(place, node)
+        if key in self._more | self._again:
+            return "more is being asked about it already; wait for the answers"
+        if not len(campaign.free(place, node)):
+            return "all its masks have been asked about, or are on images that a person annotated"
+        if self._rule.budget is not None and campaign.questions_asked >= self._rule.budget:
+            return f"the budget of {self._rule.budget} questions is spent; accept, reject or split it"
+        return None
+
+    def _cannot_split(self, place: int, node: int) -> str | None:
+        tree = self._campaign.trees[place]
+        if self._rule.search == "threshold":
+            return 'strategy.search is "threshold", which splits nothing; accept or reject it'
+        if node < len(tree) or max(tree.sizes[half] for half in tree.halves(node)) < self._rule.least_size:
+            return (
+                f"its halves would have fewer than strategy.least_size = {self._rule.least_size} masks, "
+                "about which nothing is asked; accept or reject it"
+            )
+        return None
+
     def written(self) -> NDArray[np.bool_]:
         """The masks of accepted clusters and those judged right; those judged wrong only as published."""
         inside, verdict = self._campaign.inside("accepted"), self._campaign.verdict
@@ -308,13 +434,14 @@ class PaperSearch:
         return names
 
     def estimate(self, category: str | None = None) -> float | None:
-        """The share of yes in the accepted clusters, each counted by its size."""
+        """The share of yes in the accepted clusters, each counted by its size, less what was taken back there."""
         right, size = 0.0, 0
+        out = self._campaign.commands.out()
         for place, node in self._campaign.clusters("accepted"):
-            tree = self._campaign.trees[place]
-            if category in (None, tree.category):
-                size += int(tree.sizes[node])
-                right += tree.sizes[node] * (self.share(self._campaign.cluster(place, node)) or 0)
+            if category in (None, self._campaign.trees[place].category):
+                masks = int((~out[self._campaign.rows(place, node)]).sum())
+                size += masks
+                right += masks * (self.share(self._campaign.cluster(place, node)) or 0)
         return right / size if size else None
 
     def bound(self, category: str | None = None) -> float | None:

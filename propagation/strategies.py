@@ -14,6 +14,7 @@ from propagation.events import (
     CertificateClosed,
     CertificateOpened,
     Certified,
+    Command,
     Decided,
     Event,
     ProposalPutOff,
@@ -59,6 +60,12 @@ class Search(Protocol):
 
     def reasons(self) -> NDArray[np.object_]:
         """(n,) by which decision a mask that is written stands: ``cluster/…``, ``page/…``, ``certificate/…``."""
+
+    def reach(self, place: int, node: int) -> NDArray[np.int64]:
+        """The rows that a decision on a cluster lets be written: who undoes it takes back these."""
+
+    def refuses(self, place: int, node: int, command: Command) -> str | None:
+        """Why a cluster can't be split, or more be asked there, as a clause with the remedy; None where it can."""
 
     def estimate(self, category: str | None = None) -> float | None:
         """The share of right masks that the answers suggest of what is written; None without answers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ class Row:
 
     masks: all predicted; outdone: those that a better mask of the same object beat; questions: answered;
     accepted, rejected, open: of the masks that were not outdone; estimate: the share of the accepted masks
-    that is right, as the answers suggest, or None without; bound: the share that is proven, or None.
+    that is right, as the answers suggest, or None without; bound: the share that is proven, or None; commanded:
+    the accepted masks that are so by command alone, of which neither share is told.
     """
 
     category: str
@@ -33,6 +35,7 @@ class Row:
     clusters_open: int
     estimate: float | None
     bound: float | None
+    commanded: int = 0
 
 
 def summarize(campaign: Campaign) -> list[Row]:
@@ -52,15 +55,18 @@ def summarize(campaign: Campaign) -> list[Row]:
     counts = np.array([np.bincount(table.category[m], minlength=len(table.categories)) for m in per_mask])
     place_of = {category: place for place, category in enumerate(table.categories)}
     clusters = np.zeros((3, len(table.categories)), dtype=int)
-    for (place, _), state in campaign.state.items():
+    for (place, _), state in campaign.states().items():
         category = place_of[campaign.trees[place].category]
-        kind = {"accepted": 0, "rejected": 1, "open": 2, "asking": 2, "proposed": 2}.get(state)
+        kind = {"accepted": 0, "rejected": 1, "open": 2, "asking": 2, "proposed": 2, "undone": 2}.get(state)
         if kind is not None:
             clusters[kind, category] += 1
 
+    by_command = np.bincount(table.category[campaign.by_command()], minlength=len(table.categories))
+
     def row(name: str, kinds: NDArray[np.int64], states: NDArray[np.int64], category: str | None) -> Row:
         shares = campaign.search.estimate(category), campaign.search.bound(category)
-        figures = [name, *kinds.tolist(), *states.tolist(), *shares]
+        commanded = int(by_command.sum() if category is None else by_command[place_of[category]])
+        figures = [name, *kinds.tolist(), *states.tolist(), *shares, commanded]
         return Row(**dict(zip(Row.__dataclass_fields__, figures, strict=True)))
 
     rows = [row(name, counts[:, place], clusters[:, place], name) for place, name in enumerate(table.categories)]
@@ -69,18 +75,30 @@ def summarize(campaign: Campaign) -> list[Row]:
 
 def statement(campaign: Campaign) -> str:
     """What may be said of the quality of what is written, in a sentence."""
+    commanded = int(campaign.by_command().sum())
+    beside = f" {commanded} more are accepted by command; nothing is said of them." if commanded else ""
+    return _claimed(campaign) + beside
+
+
+def _claimed(campaign: Campaign) -> str:
     bound, estimate = campaign.search.bound(), campaign.search.estimate()
     if campaign.claim == "promise" and bound is not None and estimate is not None:
         rule = asdict(campaign.strategy)  # type: ignore[call-overload]
         of = "in each category" if rule["scope"] == "category" else "in all"
         return (
-            f"Promise: with {rule['confidence']:.0%} confidence at least {rule['target']:.0%} of the accepted "
+            f"Promise: with {rule['confidence']:.0%} confidence at least {_share(bound)} of the accepted "
             f"masks are right, {of}; the answers suggest {estimate:.1%}."
         )
     if campaign.claim == "promise":
         return "Nothing is accepted yet, so nothing is promised."
     said = "" if estimate is None else f", {estimate:.1%}"
     return f"The share of right masks{said} is an estimate from the answers, not a promise."
+
+
+def _share(share: float) -> str:
+    """A share rounded down, to a tenth of a percent where it is not a whole one."""
+    tenths = floor(share * 1000 + 1e-6)
+    return f"{tenths // 10}%" if tenths % 10 == 0 else f"{tenths / 10}%"
 
 
 def as_json(campaign: Campaign, rows: Sequence[Row]) -> dict[str, Any]:
