@@ -19,6 +19,7 @@ from ls_propagate.settings import PrecomputedSettings, Settings
 from ml_backend.detect import detect as detect_masks
 from ml_backend.segmenters.base import Segmenter
 from ml_backend.segmenters.precomputed import Precomputed
+from plugin.label_studio.clusters import BOARD_SETTINGS, tabs
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name
 from plugin.label_studio.labeling import Labeling, read_labeling
@@ -87,17 +88,21 @@ def writing(store: Store) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Connection:
-    """The projects of a campaign on one server: the source, and the two that were made for it."""
+    """The projects of a campaign on one server: the source, and those that were made for it.
+
+    board: that of the clusters; None where the campaign was connected before there was one.
+    """
 
     server: str
     project: int
     title: str
     pages: int
     crops: int
+    board: int | None = None
 
 
 def connect(gateway: Gateway, store: Store, wanted: str) -> Connection:
-    """Connect an existing project, by number or title, and make the projects for its pages and crops.
+    """Connect an existing project, by number or title, and make the projects for its pages, crops and clusters.
 
     Run again, it finds what it made. Raises ConfigError where the project's labeling config does not fit,
     Missing where there is no such project, StoreError where another one is connected already.
@@ -116,10 +121,14 @@ def connect(gateway: Gateway, store: Store, wanted: str) -> Connection:
         for kind, title, settings in (
             ("verify_page", f"{project.title[:30]} · verify", PROJECT_SETTINGS),
             ("crops", f"{project.title[:30]} · crops", {}),
+            ("cluster_board", f"{project.title[:30]} · clusters", BOARD_SETTINGS),
         )
     }
+    gateway.ensure_tabs(made["cluster_board"], tabs())
     gateway.set_hotkeys(SUBMIT_ON_SPACE)
-    connection = Connection(gateway.url, project.id, project.title, made["verify_page"], made["crops"])
+    connection = Connection(
+        gateway.url, project.id, project.title, made["verify_page"], made["crops"], made["cluster_board"]
+    )
     store.remember(connection=asdict(connection))
     return connection
 
@@ -349,6 +358,7 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
         settings.write_every,
         settings.abandoned_minutes * 60,
         settings.poll_seconds,
+        connection.board,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -63,6 +64,17 @@ def unreadable_crop(side: int = SIDE) -> bytes:
         place = (round(side * 0.06), round(side * (0.38 + 0.16 * line)))
         cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, side / 370, (255, 255, 255), 1, cv2.LINE_AA)
     return cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+
+
+def contact_sheet(crops: Sequence[bytes], columns: int = 4) -> bytes:
+    """Crops side by side, as one JPEG, in rows of so many."""
+    tiles = [_uint8(cv2.imdecode(np.frombuffer(crop, dtype=np.uint8), cv2.IMREAD_COLOR)) for crop in crops]
+    columns = min(columns, len(tiles))
+    tiles = [_uint8(cv2.resize(tile, (SIDE, SIDE))) for tile in tiles]
+    tiles += [np.full((SIDE, SIDE, 3), 255, np.uint8)] * (-len(tiles) % columns)
+    rows = [cv2.hconcat(tiles[begin : begin + columns]) for begin in range(0, len(tiles), columns)]
+    _, made = cv2.imencode(".jpg", cv2.vconcat(rows), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    return made.tobytes()
 
 
 def _window(box: NDArray[np.float64], height: int, width: int) -> tuple[int, int, int]:

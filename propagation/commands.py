@@ -23,7 +23,7 @@ _RULINGS = {"accept": ACCEPT, "reject": REJECT}
 _STATES: dict[str, State] = {"accept": "accepted", "reject": "rejected"}
 _DONE = {"accept": "accepted", "reject": "rejected", "split": "split"}
 _OF_CLUSTERS = ("cluster/", "command/")
-NO_ROWS = np.empty(0, dtype=np.int64)
+NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 Key = tuple[int, int]
 
@@ -57,7 +57,7 @@ class Commands:
         self.holds: list[Hold] = []
         self.count = 0
         self.sources: set[str] = set()
-        self.rows = NO_ROWS
+        self.rows: NDArray[np.int64] = NO_ROWS
         self.undone: Commanded | None = None
 
     # the fold

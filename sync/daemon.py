@@ -10,15 +10,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import NO, Campaign, PageState
-from propagation.errors import AnswerError, Missing, NotLabelStudio, Refused, ServerError
-from propagation.events import Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
+from propagation.errors import AnswerError, CommandError, Missing, NotLabelStudio, Refused, ServerError
+from propagation.events import Commanded, Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
 from sync.changes import Changes
+from sync.clusters import FIELDS as CARD_FIELDS
+from sync.clusters import Board
 from sync.pages import VerifyProjects, post_pages
 from sync.source import ANNOTATION_FIELDS, Source, people
-from sync.store import SourceTask, Store
+from sync.store import Hint, SourceTask, Store
 from sync.verdicts import FIELDS, read_verdicts
 from sync.writeback import write_back
 
@@ -27,6 +30,7 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 2.0  # after a first failure; doubled with each further one
 RETRY_MOST = 60.0
 TRIES = 3  # passes in a row that may fail in a way that waiting does not help
+BOARD_SECONDS = 10.0  # between two looks at which cards of the cluster board have changed
 LOOK_SECONDS = 60.0  # between two looks whether the tasks of waiting pages are still there
 
 
@@ -34,7 +38,7 @@ LOOK_SECONDS = 60.0  # between two looks whether the tasks of waiting pages are 
 class Step:
     """What one pass of the daemon did, and where the campaign stands after it.
 
-    waiting: pages without an answer; accepted: masks; seconds: that it took.
+    waiting: pages without an answer; accepted: masks; seconds: that it took. commands: obeyed.
     """
 
     questions: int = 0
@@ -45,6 +49,7 @@ class Step:
     waiting: int = 0
     accepted: int = 0
     seconds: float = 0.0
+    commands: int = 0
     problems: list[AnswerError] = field(default_factory=list)
 
 
@@ -53,7 +58,8 @@ class Daemon:
 
     write_every: accepted masks that are not yet written, from which on they are. abandoned_after: seconds that
     a page may be overtaken by later ones before it is asked again: somebody opened it and went away, and Label
-    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs.
+    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs. board: the
+    project where managers see clusters and give commands, None without one.
 
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.
@@ -69,6 +75,7 @@ class Daemon:
         write_every: int = 20_000,
         abandoned_after: float = 1800.0,
         poll_every: float = 2.0,
+        board: int | None = None,
     ) -> None:
         self.store = store
         self.gateway = gateway
@@ -84,12 +91,16 @@ class Daemon:
         self._locations = {task.image: task.location for task in self._tasks}
         self._images = {task.task: task.image for task in self._tasks}
         self._task_of = {task.image: task for task in self._tasks}
-        self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify")}
+        self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify", "cursor:board")}
+        self._board = None if board is None else Board(gateway, board, verify.crops, self._locations)
+        self._shown = -np.inf
         self._foreign: set[int] = set()
         self._overtaken: dict[str, float] = {}
         self._looked = -np.inf
         # a run that was cut off may have left a mask written that was judged wrong since
         self._revised = [np.flatnonzero(campaign.verdict == NO)]
+        # or not have written all that a command asks for
+        self._commanded = [np.flatnonzero(campaign.commands.out() | (campaign.commands.ruled != 0))]
         self._begin_reading()
 
     def _begin_reading(self) -> None:
@@ -99,6 +110,11 @@ class Daemon:
             self.gateway, self.source.project, ANNOTATION_FIELDS, cursor, self.campaign.ours
         )
         self._verify_changes = Changes(self.gateway, self.verify.pages, FIELDS, self._cursors["cursor:verify"])
+        if self._board is not None:
+            self._board.forget()
+            self._board_changes = Changes(
+                self.gateway, self._board.project, CARD_FIELDS, self._cursors["cursor:board"]
+            )
 
     def step(self) -> Step:
         """One pass: read, decide, ask, write back.
@@ -110,12 +126,14 @@ class Daemon:
             hints = self.store.hints()
             self._read_source()
             self._read_verify(step)
+            self._obey(step, [hint for _, hint in hints])
             self._look_after(any(hint.action == "TASKS_DELETED" for _, hint in hints))
             chosen = self._ask(step)
             step.finished = not chosen and not self.campaign.waiting_pages
             self._take_back(step)
             if step.finished or self._milestone():
                 self._write(step)
+            self._show(step)
             if hints:
                 self.store.forget_hints(hints[-1][0])
         except BaseException:
@@ -165,6 +183,17 @@ class Daemon:
             if not stop.is_set():
                 wake.wait(every)
 
+    def obey(self) -> Step:
+        """Obey the commands that wait, and write what follows from them; nothing is asked."""
+        step = Step()
+        hints = self.store.hints()
+        self._read_source()
+        self._obey(step, [hint for _, hint in hints])
+        self._take_back(step)
+        self._show(step)
+        step.accepted = int(self.campaign.accepted().sum())
+        return step  # the hints stay for the daemon, which has not seen what webhooks said
+
     # what people did
 
     def _read_source(self) -> None:
@@ -186,6 +215,44 @@ class Daemon:
         step.problems += problems
         self._record(events, **{"cursor:verify": self._verify_changes.cursor})
         step.questions += sum(len(event.verdicts) for event in events if isinstance(event, PageAnswered))
+
+    def _obey(self, step: Step, hints: Sequence[Hint] = ()) -> None:
+        """Take commands into the log, from the board and from beside the daemon, each once."""
+        said = [Commanded(**fields) for hint in hints for fields in hint.commands]  # type: ignore[arg-type]
+        if self._board is not None:
+            try:
+                said += self._board.read(self._board_changes.read(), self.campaign)
+            except Missing as error:
+                log.warning("the cluster board is gone (%s); going on without it", error)
+                self._board = None
+        for command in said:
+            if command.source in self.campaign.commands.sources:
+                continue
+            try:
+                self._record([self.campaign.commands.checked(command)])
+                step.commands += 1
+                refusal = ""
+            except CommandError as error:
+                log.warning("a command of %s was not obeyed: %s", command.by, error)
+                refusal = f"Not obeyed: {command.command}; {str(error).partition(': ')[2]}."
+            if self._board is not None:
+                self._board.refused[command.target] = refusal
+            self._shown = -np.inf
+        if self._board is not None:
+            self._record([], **{"cursor:board": self._board_changes.cursor})
+
+    def _show(self, step: Step) -> None:
+        """Bring the cluster board up to date, a little at a time."""
+        moment = time.monotonic()
+        if self._board is None or moment - self._shown < BOARD_SECONDS:
+            return
+        try:
+            more = self._board.update(self.campaign, step.finished)
+        except Missing as error:
+            log.warning("the cluster board has changed (%s); looking at it anew", error)
+            self._board.forget()
+            more = True
+        self._shown = -np.inf if more else moment
 
     def _adopt(self, unknown: Sequence[int]) -> None:
         """Find the pages of tasks that the log does not know.
@@ -253,15 +320,34 @@ class Daemon:
         return int(self.campaign.accepted().sum()) - written >= max(self.write_every, written)
 
     def _take_back(self, step: Step) -> None:
-        """Write the images anew that hold a mask which was judged wrong since."""
-        rows = np.unique(np.concatenate(self._revised))
-        rows = rows[self.campaign.verdict[rows] == NO]
-        images = {str(self.campaign.table.images[self.campaign.table.image[row]]): row for row in rows}
-        tasks = [self._task_of[image] for image in images if image in self._task_of]
-        stands = [t for t in tasks if np.isin(self.campaign.standing(t.task), rows).any()]
-        if stands:
-            self._write(step, stands)
-        self._revised = [rows[:0]]
+        """Write the images anew that hold a mask which was judged wrong since, and those that commands change."""
+        revised, commanded = self._revised, self._commanded
+        self._revised, self._commanded = [], []  # what comes while it is written is for the next time
+        try:
+            wrong = _rows(revised)
+            wrong = wrong[self.campaign.verdict[wrong] == NO]
+            tasks = [t for t in self._tasks_of(wrong) if np.isin(self.campaign.standing(t.task), wrong).any()]
+            if len(rows := _rows(commanded)):
+                tasks += self._lacking(rows)
+            if tasks:
+                self._write(step, list(dict.fromkeys(tasks)))
+        except BaseException:
+            self._revised += revised
+            self._commanded += commanded
+            raise
+
+    def _tasks_of(self, rows: NDArray[np.int64]) -> list[SourceTask]:
+        """The source tasks of some masks."""
+        images = self.campaign.table.images[np.unique(self.campaign.table.image[rows])].tolist()
+        return [self._task_of[image] for image in images if image in self._task_of]
+
+    def _lacking(self, rows: NDArray[np.int64]) -> list[SourceTask]:
+        """The source tasks of those of some masks that are written and should not be, or the other way round."""
+        tasks = self._tasks_of(rows)
+        stands = np.zeros(len(self.campaign.table), dtype=bool)
+        for task in tasks:
+            stands[self.campaign.standing(task.task)] = True
+        return self._tasks_of(rows[stands[rows] != self.campaign.accepted()[rows]])
 
     def _write(self, step: Step, tasks: Sequence[SourceTask] | None = None) -> None:
         """Write images batch by batch; answers are read and pages go out in between."""
@@ -278,6 +364,7 @@ class Daemon:
             if time.monotonic() - looked >= self.poll_every:
                 self._read_source()
                 self._read_verify(step)
+                self._obey(step)
                 step.finished &= not self._ask(step) and not self.campaign.waiting_pages
                 looked = time.monotonic()
 
@@ -309,3 +396,10 @@ class Daemon:
             self.campaign.apply(event)
             if len(self.campaign.revised):
                 self._revised.append(self.campaign.revised)
+            if len(self.campaign.commands.rows):
+                self._commanded.append(self.campaign.commands.rows)
+
+
+def _rows(parts: Sequence[NDArray[np.int64]]) -> NDArray[np.int64]:
+    """The rows in any of the parts, each once."""
+    return np.unique(np.concatenate([np.empty(0, dtype=np.int64), *parts]))

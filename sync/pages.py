@@ -49,7 +49,7 @@ def post_pages(
     locations: image key to the value by which the image can be read.
     """
     for batch in chunks(pages, PAGES_AT_ONCE):
-        crops = _render(gateway, table, np.concatenate([page.rows for page in batch]), locations)
+        crops = render_crops(gateway, table, np.concatenate([page.rows for page in batch]), locations)
         urls = dict(
             zip(crops, gateway.upload(projects.crops, [(f"{c}.jpg", crops[c]) for c in crops]), strict=True)
         )
@@ -63,7 +63,7 @@ def post_pages(
         posted([PagePosted(page.issued.page, task) for page, task in zip(batch, numbers, strict=True)])
 
 
-def _render(
+def render_crops(
     gateway: Gateway, table: MaskTable, rows: NDArray[np.int64], locations: Mapping[str, str]
 ) -> dict[str, bytes]:
     """Mask id to crop; each image is read once."""

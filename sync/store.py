@@ -64,11 +64,15 @@ class SourceTask:
 
 @dataclass(frozen=True)
 class Hint:
-    """What a webhook said, as far as it is used: the action, the project, and the tasks that it is about."""
+    """What a webhook said, as far as it is used: the action, the project, and the tasks that it is about.
+
+    commands: what somebody beside the daemon wants of it, as the fields of ``Commanded``.
+    """
 
     action: str
     project: int | None
     tasks: tuple[int, ...] = ()
+    commands: tuple[dict[str, str], ...] = ()
 
 
 class Store:
@@ -116,6 +120,13 @@ class Store:
         for row in self._log(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.body):
             self._seq = row.seq
             yield from_record(row.kind, row.body)
+
+    def since(self, at: datetime) -> list[Event]:
+        """The events that were stored at a time or later, in order."""
+        query = sa.select(EVENTS.c.kind, EVENTS.c.body).where(EVENTS.c.at >= at.astimezone(UTC))
+        with self.database.reading() as connection:
+            rows = connection.execute(query.order_by(EVENTS.c.seq)).all()
+        return [from_record(row.kind, row.body) for row in rows]
 
     def events(self) -> list[Event]:
         """The whole event log; what is appended next continues it."""
@@ -205,7 +216,10 @@ class Store:
         """The inbox, oldest first, each hint with its number."""
         with self.database.reading() as connection:
             rows = connection.execute(sa.select(INBOX.c.id, INBOX.c.body).order_by(INBOX.c.id)).all()
-        return [(row.id, Hint(**row.body | {"tasks": tuple(row.body["tasks"])})) for row in rows]
+        return [
+            (row.id, Hint(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.body.items()}))
+            for row in rows
+        ]
 
     def forget_hints(self, up_to: int) -> None:
         """Take the hints up to a number out of the inbox."""

@@ -202,14 +202,24 @@ class _Writer:
         """Bring annotations up to date after reading them; how many are."""
         now = self._look(items)
         free = [i for i in items if i.task in now and not people(now[i.task], self._campaign, self._source)]
-        now |= self._annotate([item for item in free if not self._own(now[item.task])])
+        now |= self._annotate([item for item in free if item.result and not self._own(now[item.task])])
         written: dict[int, tuple[int, str]] = {}
         expected: dict[int, dict[int, str]] = {}
         seconds = 0.0
         for item in free:
             task = now[item.task]
             found = self._own(task)
-            if not found or people(task, self._campaign, self._source):
+            if not (found or not item.result) or people(task, self._campaign, self._source):
+                continue
+            if not item.result:  # all was taken back: the image is as it was before
+                began = time.monotonic()
+                for own in found:
+                    self._gateway.delete_annotation(own["id"])
+                seconds += time.monotonic() - began
+                written[item.task] = 0, task["updated_at"]
+                if found:
+                    gone = {own["id"] for own in found}
+                    expected[item.task] = {n: at for n, at in _moments(task).items() if n not in gone}
                 continue
             own, *twins = found
             for twin in twins:  # the answer to a call was lost, which was then made again

@@ -30,6 +30,7 @@ class FakeGateway:
         self.hotkeys: dict[str, Any] = {}
         self._projects: dict[int, Project] = {}
         self._tasks: dict[int, Json] = {}
+        self.tabs: dict[int, list[Json]] = {}
         self._webhooks: dict[int, tuple[int, Webhook]] = {}
         self._changed_by: dict[int, int] = {}
         self._numbers = iter(range(1, 1 << 40))
@@ -137,6 +138,18 @@ class FakeGateway:
             # as on the server, a task does not count as changed by it
             task["predictions"].append({"id": next(self._numbers), **copy.deepcopy(prediction)})
         return len(predictions)
+
+    def update_task(self, task: int, data: Mapping[str, Any]) -> None:
+        self.calls.append("update_task")
+        found = self._task(task)
+        found["data"] = copy.deepcopy(dict(data))
+        found["updated_at"] = self._tick()
+
+    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
+        self.project(project)
+        there = self.tabs.setdefault(project, [])
+        titles = {tab["title"] for tab in there}
+        there += [copy.deepcopy(dict(tab)) for tab in tabs if tab["title"] not in titles]
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         self.calls.append("delete_tasks")

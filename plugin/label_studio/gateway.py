@@ -131,6 +131,14 @@ class Gateway(Protocol):
         """Add tasks; their ids, in order."""
         ...
 
+    def update_task(self, task: int, data: Mapping[str, Any]) -> None:
+        """Give a task other data."""
+        ...
+
+    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
+        """Give the Data Manager of a project tabs, each by its title; one that has the title is left as it is."""
+        ...
+
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         """Delete tasks with all that belongs to them; what is not there is left out."""
         ...
@@ -397,6 +405,19 @@ class LabelStudioGateway:
             )
 
         return [number for made in self._bulk("tasks", tasks, send) for number in made]
+
+    def update_task(self, task: int, data: Mapping[str, Any]) -> None:
+        self._wire.call("update_task", "PATCH", f"api/tasks/{task}/", _id, body={"data": dict(data)})
+
+    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
+        def titles(answer: Any) -> set[str]:
+            return {str(view["data"].get("title")) for view in answer}
+
+        there = self._wire.get("tabs", "api/dm/views/", titles, project=project)
+        for tab in tabs:
+            if tab["title"] not in there:
+                body = {"project": project, "data": tab}
+                self._wire.call("ensure_tabs", "POST", "api/dm/views/", _id, "never", body=body)
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         for part in chunks(tasks):  # never an empty one, by which the server means all tasks

@@ -21,6 +21,7 @@ from propagation.certificate import unpack
 from propagation.events import (
     CertificateOpened,
     Certified,
+    Commanded,
     Decided,
     Event,
     ImageTaken,
@@ -324,6 +325,8 @@ def _covered(events: Sequence[Event], campaign: Campaign) -> dict[str, set[str]]
         match event:
             case Decided(decision="accept"):
                 covered[f"cluster/{event.cluster}"] |= set(ids[campaign.rows(*campaign.find(event.cluster))])
+            case Commanded(command="accept"):
+                covered[f"command/{event.target}"] |= set(ids[campaign.rows(*campaign.find(event.target))])
             case PageAnswered():
                 right = np.array([verdict == "yes" for verdict in event.verdicts])
                 covered[f"page/{event.page}"] |= set(ids[campaign.pages[event.page].rows[right]])

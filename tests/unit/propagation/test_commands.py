@@ -491,7 +491,7 @@ def test_what_commands_decide_is_in_no_new_set(calibrated):
     root = play.campaign.trees[0].root
     half, other = play.campaign.trees[0].halves(root)
     play.say("accept", f"cell/{half}")
-    left, right = play.campaign.trees[0].halves(other)
+    left, _ = play.campaign.trees[0].halves(other)
     play.say("reject", f"cell/{left}")
     play.to_end()
     opened = [event for event in play.log if isinstance(event, CertificateOpened)]

@@ -1,0 +1,136 @@
+"""The cluster board: a cluster as a task that managers sort, filter and give commands on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from plugin.label_studio.pages import in_a_line, is_answer
+from propagation.events import Command
+
+COMMANDS: Mapping[str, Command] = {
+    "Accept": "accept",
+    "Reject": "reject",
+    "Split": "split",
+    "Ask more": "ask",
+    "Undo": "undo",
+}
+
+_HOW_TO = """
+<b>Choose a command and submit it.</b> To give another one later, choose it and press Update.<br><br>
+<b>Accept</b>: all its masks are written, but those judged wrong. They are marked as accepted by command, and left out
+of the promise.<br>
+<b>Reject</b>: nothing of it is written.<br>
+<b>Split</b>: its two halves are looked at by themselves.<br>
+<b>Ask more</b>: more of its masks are asked about in the next round.<br>
+<b>Undo</b>: takes back the latest command on it; or else what was decided about it.<br><br>
+Who gave a command and when is recorded. What people drew or edited is never touched.
+"""
+
+#: What makes a project one where commands are given, by any number of people.
+BOARD_SETTINGS: Mapping[str, Any] = {
+    "maximum_annotations": 1,
+    "enable_empty_annotation": False,
+    "show_collab_predictions": False,
+    "show_skip_button": False,
+    "sampling": "Sequential sampling",
+    "expert_instruction": _HOW_TO,
+    "show_instruction": False,
+}
+
+_SHOWN = ("size", "asked", "yes", "proven", "accepted")
+_HIDDEN = (
+    "annotated_at", "annotation_ids", "annotations_results", "annotators", "avg_lead_time", "cancelled_annotations",
+    "completed_at", "created_at", "draft_exists", "file_upload", "ground_truth", "inner_id", "prediction_ids",
+    "predictions_model_versions", "predictions_results", "predictions_score", "storage_filename",
+    "total_annotations", "total_predictions", "updated_at", "updated_by", "data.tab", "data.title", "data.facts",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Card:
+    """A cluster as the board shows it.
+
+    tab: under which it is listed; size: masks; asked, yes: of them, and the share judged right in percent; proven:
+    the share that is promised of what is written, in percent; accepted: masks; said: the command that stands on it,
+    or why one was not obeyed; sheet: the address of some crops of it.
+    """
+
+    cluster: str
+    category: str
+    state: str
+    tab: str
+    size: int
+    asked: int
+    yes: float | None
+    proven: float | None
+    accepted: int
+    said: str
+    sheet: str
+
+    def data(self) -> dict[str, Any]:
+        """The card as a task's data."""
+        known = f"{self.asked} asked" + ("" if self.yes is None else f", {self.yes:g} % of them right")
+        proven = "" if self.proven is None else f"; {self.proven:g} % promised of what is written"
+        facts = f"{self.size} masks; {known}; {self.accepted} accepted{proven}. State: {self.state}."
+        return {
+            **asdict(self),
+            "category": in_a_line(self.category),
+            "title": f"“{in_a_line(self.category)}”, cluster {self.cluster.rpartition('/')[2]}",
+            "facts": f"{facts} {self.said}".strip(),
+        }
+
+
+def tabs() -> list[dict[str, Any]]:
+    """The board's tabs, as the Data Manager's views: the largest clusters first."""
+    return [
+        {
+            "title": title,
+            "type": "list",
+            "target": "tasks",
+            "filters": {"conjunction": "and", "items": [_is("tab", tab)] if tab else []},
+            "ordering": ["-tasks:data.size"],
+            "hiddenColumns": {"explore": [f"tasks:{name}" for name in _HIDDEN], "labeling": []},
+            "columnsDisplayType": {f"tasks:data.{name}": "Number" for name in _SHOWN},
+        }
+        for title, tab in (
+            ("Open clusters", "open"),
+            ("Accepted", "accepted"),
+            ("Rejected", "rejected"),
+            ("Stuck", "stuck"),
+        )
+    ]
+
+
+def _is(name: str, value: str) -> dict[str, Any]:
+    return {"filter": f"filter:tasks:data.{name}", "operator": "equal", "type": "String", "value": value}
+
+
+@dataclass(frozen=True)
+class Said:
+    """A command as an annotation of a card says it: by whom, when, and the annotation that says it."""
+
+    command: Command
+    by: str
+    at: str
+    annotation: int
+
+
+def read_commands(annotations: Sequence[Mapping[str, Any]]) -> list[Said]:
+    """What the annotations of a card say, in the order in which it was said; what says nothing is left out."""
+    found = []
+    for annotation in annotations:
+        command = _chosen(annotation) if is_answer(annotation) else None
+        if command is not None:
+            by = annotation.get("updated_by") or annotation.get("completed_by")
+            found.append(Said(command, f"user {by}", str(annotation["updated_at"]), int(annotation["id"])))
+    return sorted(found, key=lambda said: (said.at, said.annotation))
+
+
+def _chosen(annotation: Mapping[str, Any]) -> Command | None:
+    for item in annotation.get("result") or ():
+        if item.get("from_name") == "command":
+            for choice in item["value"]["choices"]:
+                return COMMANDS.get(str(choice))
+    return None
