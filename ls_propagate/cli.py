@@ -250,6 +250,37 @@ def status(config: Config = None, as_json_: AsJson = False) -> None:
 
 
 @app.command()
+def undo(
+    targets: Annotated[
+        list[str] | None,
+        typer.Argument(help="Clusters (category/number), or decisions as the meta of a region names them."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Everything decided or commanded since a time, such as 2026-11-22T10:00.")
+    ] = None,
+    config: Config = None,
+) -> None:
+    """Take back decisions or commands, and what they wrote; never what a person drew or edited.
+
+    Of a cluster, the latest command on it that stands; else its decision. What is undone stays so until new answers
+    or a person say otherwise. A daemon that runs obeys; where none runs, this does it itself.
+    """
+    with _connected(config) as (settings, store, gateway):
+        wanted = pipeline.to_undo(store, settings, targets or [], since)
+        if not wanted:
+            console.print("Nothing was decided or commanded since then that still stands.")
+            return
+        done = service.command(settings, store, gateway, wanted)
+    if done is None:
+        console.print("The daemon is busy; it obeys as soon as it looks into its inbox.")
+        return
+    obeyed = {said.source for said in done}
+    for said in wanted:
+        found = "Undone" if said.source in obeyed else "Not undone, since nothing of it stands any more"
+        console.print(f"{found}: {said.target}", markup=False, soft_wrap=True)
+
+
+@app.command()
 def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], config: Config = None) -> None:
     """Write the accepted masks as a COCO dataset."""
     with _opened(config) as (settings, store):

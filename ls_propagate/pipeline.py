@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,8 +29,8 @@ from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
 from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
-from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
-from propagation.events import CampaignStarted
+from propagation.errors import CommandError, ImageError, InputError, Missing, SettingsError, StoreError
+from propagation.events import CampaignStarted, Certified, Commanded, Decided, Event
 from propagation.features import default_weights
 from propagation.masks import MaskTable, read_table, write_table
 from propagation.strategies import Strategy
@@ -360,6 +363,49 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
         settings.poll_seconds,
         connection.board,
     )
+
+
+def to_undo(store: Store, settings: Settings, targets: Sequence[str], since: str | None) -> list[Commanded]:
+    """The commands that take back clusters and decisions by name, or all that came since a time, latest first.
+
+    Raises CommandError where one of those named can't be undone, SettingsError for a time that is none.
+    """
+    if bool(targets) == bool(since):
+        raise SettingsError("name clusters or decisions to undo, or a time with --since")
+    campaign = open_campaign(store, settings)
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def checked(target: str) -> Commanded:
+        source = f"terminal/{uuid.uuid4()}"
+        return campaign.commands.checked(Commanded(target, "undo", getpass.getuser(), moment, source))
+
+    if since is None:
+        found = [checked(target) for target in targets]
+    else:
+        found = []
+        for target in reversed(list(_decided(store.since(_moment(since))))):
+            with suppress(CommandError):  # it was taken back since
+                found.append(checked(target))
+    return list({said.target: said for said in found}.values())
+
+
+def _moment(since: str) -> datetime:
+    try:
+        return datetime.fromisoformat(since).astimezone()
+    except ValueError as error:
+        raise SettingsError(f"--since {since} is no time; write one like 2026-11-22T10:00") from error
+
+
+def _decided(events: Iterable[Event]) -> Iterator[str]:
+    """What events decided or commanded, by name."""
+    for event in events:
+        match event:
+            case Commanded(command="accept" | "reject" | "split"):
+                yield event.target
+            case Decided(decision="accept" | "reject" | "split", asked=asked) if asked:
+                yield event.cluster
+            case Certified():
+                yield f"certificate/{event.certificate}/{event.level}"
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
 
 from ls_propagate.pipeline import connection_of, open_daemon
 from ls_propagate.settings import Settings
@@ -13,14 +16,16 @@ from plugin import web
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import Campaign
 from propagation.errors import SettingsError, StoreError
+from propagation.events import Commanded
 from sync.daemon import Step
 from sync.monitor import Monitor
 from sync.server import SECRET_HEADER, create_app, serve
-from sync.store import Store
+from sync.store import Hint, Store
 
 log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 1.0  # between two tries to get the lock
+OBEYED_SECONDS = 60.0  # that are waited for a running daemon to obey
 RETRY_SECONDS = 5.0  # after the store has failed
 
 
@@ -87,6 +92,35 @@ def run(
             store.lock().release()
         stop.wait(RETRY_SECONDS)
     return None
+
+
+def command(
+    settings: Settings, store: Store, gateway: Gateway, said: Sequence[Commanded], patience: float = OBEYED_SECONDS
+) -> list[Commanded] | None:
+    """Have commands obeyed, by the daemon that runs on the store, or here; those that were, None if none was yet.
+
+    They are in the inbox first, so that the next daemon finds them where this is cut off.
+    """
+    begin = datetime.now(UTC)
+    sources = {event.source for event in said}
+    store.notice(Hint("COMMANDS", None, commands=tuple(asdict(event) for event in said)))
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        if store.lock().acquire():
+            try:
+                open_daemon(gateway, store, settings).obey()
+            finally:
+                store.lock().release()
+            return _obeyed(store, begin, sources)
+        if done := _obeyed(store, begin, sources):
+            return done
+        time.sleep(LOCK_SECONDS)
+    return None
+
+
+def _obeyed(store: Store, begin: datetime, sources: set[str]) -> list[Commanded]:
+    events = store.since(begin)
+    return [event for event in events if isinstance(event, Commanded) and event.source in sources]
 
 
 def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:

@@ -58,8 +58,8 @@ class Daemon:
 
     write_every: accepted masks that are not yet written, from which on they are. abandoned_after: seconds that
     a page may be overtaken by later ones before it is asked again: somebody opened it and went away, and Label
-    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs. board: the
-    project where managers see clusters and give commands, None without one.
+    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs. board:
+    the project where managers see clusters and give commands, None without one.
 
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.

@@ -216,15 +216,17 @@ class Store:
         """The inbox, oldest first, each hint with its number."""
         with self.database.reading() as connection:
             rows = connection.execute(sa.select(INBOX.c.id, INBOX.c.body).order_by(INBOX.c.id)).all()
-        return [
-            (row.id, Hint(**{n: tuple(v) if isinstance(v, list) else v for n, v in row.body.items()}))
-            for row in rows
-        ]
+        return [(row.id, _hint(row.body)) for row in rows]
 
     def forget_hints(self, up_to: int) -> None:
         """Take the hints up to a number out of the inbox."""
         with self.database.writing() as connection:
             connection.execute(sa.delete(INBOX).where(INBOX.c.id <= up_to))
+
+
+def _hint(body: Mapping[str, Any]) -> Hint:
+    lists = {name: tuple(value) for name, value in body.items() if isinstance(value, list)}
+    return Hint(**{**body, **lists})
 
 
 def _set(connection: sa.Connection, facts: Mapping[str, Any]) -> None:

@@ -19,8 +19,8 @@ COMMANDS: Mapping[str, Command] = {
 
 _HOW_TO = """
 <b>Choose a command and submit it.</b> To give another one later, choose it and press Update.<br><br>
-<b>Accept</b>: all its masks are written, but those judged wrong. They are marked as accepted by command, and left out
-of the promise.<br>
+<b>Accept</b>: all its masks are written, but those judged wrong. They are marked as accepted by command, and left
+out of the promise.<br>
 <b>Reject</b>: nothing of it is written.<br>
 <b>Split</b>: its two halves are looked at by themselves.<br>
 <b>Ask more</b>: more of its masks are asked about in the next round.<br>
@@ -41,9 +41,9 @@ BOARD_SETTINGS: Mapping[str, Any] = {
 
 _SHOWN = ("size", "asked", "yes", "proven", "accepted")
 _HIDDEN = (
-    "annotated_at", "annotation_ids", "annotations_results", "annotators", "avg_lead_time", "cancelled_annotations",
-    "completed_at", "created_at", "draft_exists", "file_upload", "ground_truth", "inner_id", "prediction_ids",
-    "predictions_model_versions", "predictions_results", "predictions_score", "storage_filename",
+    "annotated_at", "annotation_ids", "annotations_results", "annotators", "avg_lead_time",
+    "cancelled_annotations", "completed_at", "created_at", "draft_exists", "file_upload", "ground_truth",
+    "inner_id", "prediction_ids", "predictions_model_versions", "predictions_results", "predictions_score", "storage_filename",
     "total_annotations", "total_predictions", "updated_at", "updated_by", "data.tab", "data.title", "data.facts",
 )  # fmt: skip
 
@@ -52,9 +52,9 @@ _HIDDEN = (
 class Card:
     """A cluster as the board shows it.
 
-    tab: under which it is listed; size: masks; asked, yes: of them, and the share judged right in percent; proven:
-    the share that is promised of what is written, in percent; accepted: masks; said: the command that stands on it,
-    or why one was not obeyed; sheet: the address of some crops of it.
+    tab: under which it is listed; size: masks; asked, yes: of them, and the share judged right in percent;
+    proven: the share that is promised of what is written, in percent; accepted: masks; said: the command that
+    stands on it, or why one was not obeyed; sheet: the address of some crops of it.
     """
 
     cluster: str
