@@ -262,8 +262,8 @@ def undo(
 ) -> None:
     """Take back decisions or commands, and what they wrote; never what a person drew or edited.
 
-    Of a cluster, the latest command on it that stands; else its decision. What is undone stays so until new answers
-    or a person say otherwise. A daemon that runs obeys; where none runs, this does it itself.
+    Of a cluster, the latest command on it that stands; else its decision. What is undone stays so until new
+    answers or a person say otherwise. A daemon that runs obeys; where none runs, this does it itself.
     """
     with _connected(config) as (settings, store, gateway):
         wanted = pipeline.to_undo(store, settings, targets or [], since)

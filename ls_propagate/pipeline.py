@@ -7,8 +7,8 @@ import hashlib
 import json
 import logging
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -29,7 +29,7 @@ from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
 from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
-from propagation.errors import CommandError, ImageError, InputError, Missing, SettingsError, StoreError
+from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
 from propagation.events import CampaignStarted, Certified, Commanded, Decided, Event
 from propagation.features import default_weights
 from propagation.masks import MaskTable, read_table, write_table
@@ -380,13 +380,8 @@ def to_undo(store: Store, settings: Settings, targets: Sequence[str], since: str
         return campaign.commands.checked(Commanded(target, "undo", getpass.getuser(), moment, source))
 
     if since is None:
-        found = [checked(target) for target in targets]
-    else:
-        found = []
-        for target in reversed(list(_decided(store.since(_moment(since))))):
-            with suppress(CommandError):  # it was taken back since
-                found.append(checked(target))
-    return list({said.target: said for said in found}.values())
+        return [checked(target) for target in dict.fromkeys(targets)]
+    return [checked(target) for target in _latest(campaign, store.since(_moment(since)))]
 
 
 def _moment(since: str) -> datetime:
@@ -396,16 +391,20 @@ def _moment(since: str) -> datetime:
         raise SettingsError(f"--since {since} is no time; write one like 2026-11-22T10:00") from error
 
 
-def _decided(events: Iterable[Event]) -> Iterator[str]:
-    """What events decided or commanded, by name."""
-    for event in events:
-        match event:
-            case Commanded(command="accept" | "reject" | "split"):
-                yield event.target
-            case Decided(decision="accept" | "reject" | "split", asked=asked) if asked:
-                yield event.cluster
-            case Certified():
-                yield f"certificate/{event.certificate}/{event.level}"
+def _latest(campaign: Campaign, events: Sequence[Event]) -> Iterator[str]:
+    """What events commanded and decided that still stands: commands first, a cluster once for each of its own."""
+    commands = campaign.commands
+    sources = {event.source for event in events if isinstance(event, Commanded)}
+    for key, said in commands.standing.items():
+        yield from (campaign.cluster(*key) for _, event in said if event.source in sources)
+    reasons = campaign.reasons()
+    steps = {f"certificate/{e.certificate}/{e.level}" for e in events if isinstance(e, Certified)}
+    yield from sorted(steps & set(reasons[reasons != None].tolist()))  # noqa: E711  of each
+    states, now = commands.states(), campaign.state
+    for cluster in dict.fromkeys(event.cluster for event in events if isinstance(event, Decided) and event.asked):
+        key = campaign.find(cluster)
+        if key not in states and now.get(key) in ("accepted", "rejected", "split"):
+            yield cluster
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:

@@ -147,5 +147,5 @@ def _hook(settings: Settings, store: Store, gateway: Gateway) -> None:
     if settings.webhook_url and settings.webhook_secret:
         connection = connection_of(store)
         headers = {SECRET_HEADER: settings.webhook_secret.get_secret_value()}
-        for project in (connection.project, connection.pages):
+        for project in filter(None, (connection.project, connection.pages, connection.board)):
             gateway.ensure_webhook(project, f"{settings.webhook_url}/webhook", headers)

@@ -43,8 +43,9 @@ _SHOWN = ("size", "asked", "yes", "proven", "accepted")
 _HIDDEN = (
     "annotated_at", "annotation_ids", "annotations_results", "annotators", "avg_lead_time",
     "cancelled_annotations", "completed_at", "created_at", "draft_exists", "file_upload", "ground_truth",
-    "inner_id", "prediction_ids", "predictions_model_versions", "predictions_results", "predictions_score", "storage_filename",
-    "total_annotations", "total_predictions", "updated_at", "updated_by", "data.tab", "data.title", "data.facts",
+    "inner_id", "prediction_ids", "predictions_model_versions", "predictions_results", "predictions_score",
+    "storage_filename", "total_annotations", "total_predictions", "updated_at", "updated_by", "data.tab",
+    "data.title", "data.facts",
 )  # fmt: skip
 
 

@@ -42,9 +42,21 @@ def test_a_project_is_connected_by_title_or_number(office):
 def test_connecting_makes_the_projects_for_pages_and_crops_once(office):
     made = connect(office)
     titles = {project.id: project.title for project in office.gateway.projects()}
-    assert titles == {office.project: "cells", made.pages: "cells · verify", made.crops: "cells · crops"}
+    assert titles == {
+        office.project: "cells",
+        made.pages: "cells · verify",
+        made.crops: "cells · crops",
+        made.board: "cells · clusters",
+    }
+    assert [tab["title"] for tab in office.gateway.tabs[made.board]] == [
+        "Open clusters",
+        "Accepted",
+        "Rejected",
+        "Stuck",
+    ]
     connect(office)
-    assert len(office.gateway.projects()) == 3
+    assert len(office.gateway.projects()) == 4
+    assert len(office.gateway.tabs[made.board]) == 4
     assert 'name="wrong"' in office.gateway.project(made.pages).label_config
 
 
@@ -113,6 +125,17 @@ def test_a_project_of_the_same_number_on_another_server_is_refused(office, make_
     with pytest.raises(StoreError, match="set another data_dir"):
         pipeline.connect(elsewhere.gateway, office.store, "cells")
     assert len(elsewhere.gateway.projects()) == 1
+
+
+def test_a_campaign_connected_before_there_was_a_board_goes_on_without_one(office):
+    office.prepared()
+    known = office.store.fact("connection")
+    board = known.pop("board")
+    office.store.remember(connection=known)
+    assert pipeline.connection_of(office.store).board is None
+    assert pipeline.open_daemon(office.gateway, office.store, office.settings).step().pages
+    assert not list(office.gateway.tasks(board, []))
+    assert connect(office).board == board
 
 
 # detect

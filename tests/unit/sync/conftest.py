@@ -42,6 +42,7 @@ class World:
     url: str
     write_every: int = 1
     opened: list[Store] = field(default_factory=list)
+    board: int | None = None
 
     def daemon(self, gateway=None) -> Daemon:
         """A daemon as a new process would have it: all it knows is in the store."""
@@ -50,7 +51,9 @@ class World:
         campaign = Campaign(self.table, self.trees, self.strategy)
         for event in store.events():
             campaign.apply(event)
-        return Daemon(store, gateway or self.gateway, campaign, self.source, self.verify, self.write_every)
+        return Daemon(
+            store, gateway or self.gateway, campaign, self.source, self.verify, self.write_every, board=self.board
+        )
 
     def close(self) -> None:
         while self.opened:
