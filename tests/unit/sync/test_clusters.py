@@ -1,5 +1,6 @@
 """The cluster board, and commands from there and from beside the daemon, to what is written."""
 
+from contextlib import suppress
 from dataclasses import asdict
 
 import numpy as np
@@ -342,10 +343,8 @@ def test_a_death_while_a_command_is_written_is_made_up_for(finished, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(world.gateway, call, dies_later if call == "tasks" else dies)
-        try:
+        with suppress(KeyboardInterrupt):
             daemon.step()
-        except KeyboardInterrupt:
-            pass
     world.close()
     world.run(world.daemon())
     assert held(world) == before - masks(daemon, name)
