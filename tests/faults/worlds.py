@@ -62,6 +62,7 @@ def scene(world: Any, store: Store) -> Scene:
 def without_waiting_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages have no pictures, and what was learned from the same verdicts before is not learned again."""
     monkeypatch.setattr("sync.pages.render_crop", lambda pixels, rle: b"crop")
+    monkeypatch.setattr("sync.clusters.contact_sheet", b"".join)
     monkeypatch.setattr("propagation.posterior.TREES", 40)
 
     def fit_once(*given: Any) -> Posterior:

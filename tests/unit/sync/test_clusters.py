@@ -18,7 +18,6 @@ from tests.faults.worlds import STRATEGIES, make_campaign, scene, without_waitin
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
     without_waiting_for_models(monkeypatch)
-    monkeypatch.setattr(clusters, "contact_sheet", b"".join)
     monkeypatch.setattr("sync.daemon.BOARD_SECONDS", 0.0)
     monkeypatch.setattr(clusters, "NEW_AT_ONCE", 100)
 

@@ -1,10 +1,12 @@
 """A daemon that dies at any call of the server and at any commit, and the one that takes over."""
 
+from dataclasses import asdict
 from itertools import count
 
 import pytest
 
-from sync.store import Store
+from propagation.events import Commanded
+from sync.store import Hint, Store
 from tests.faults.invariants import check
 from tests.faults.worlds import STRATEGIES, Crash, Unsteady, make_campaign, scene, without_waiting_for_models
 
@@ -90,6 +92,45 @@ class Commits:
             return answer
 
         return counted
+
+
+def commanded(make_world, strategy):
+    """A campaign at its end, with a board, and commands that wait."""
+    world = make_campaign(make_world, strategy)
+    world.board = world.gateway.create_project("board", "<View/>", "", {}).id
+    daemon = world.daemon()
+    world.run(daemon)
+    campaign = daemon.campaign
+    accepted = sorted(
+        (key for key, state in campaign.states().items() if state == "accepted"),
+        key=lambda key: -len(campaign.rows(*key)),
+    )
+    said = [("undo", accepted[0]), ("reject", accepted[-1]), ("ask", accepted[0])]
+    said += [("accept", key) for key, state in campaign.states().items() if state == "rejected"]
+    for number, (command, key) in enumerate(said):
+        fields = asdict(Commanded(campaign.cluster(*key), command, "somebody", "now", f"terminal/{number}"))
+        daemon.store.notice(Hint("COMMANDS", None, commands=(fields,)))
+    world.close()
+    return world
+
+
+def test_a_death_while_commands_are_obeyed_changes_no_outcome(make_world, strategy):
+    world = commanded(make_world, strategy)
+    gateway = Unsteady(world.gateway)
+    before = world.outcome()
+    world.run(world.daemon(gateway))
+    expected, calls = end(world), gateway.calls
+    assert expected["accepted"] != before["accepted"]
+    assert set(calls) >= {"update_annotation", "update_task"}
+    world.close()
+    for k, call in enumerate(calls, 1):
+        for when in ("before", "after"):
+            world = commanded(make_world, strategy)
+            gateway = Unsteady(world.gateway)
+            gateway.fail(k, when, Crash())
+            assert taken_over(world, lambda w=world, g=gateway: w.daemon(g)), k
+            assert end(world) == expected, (k, call, when)
+            world.close()
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -2,13 +2,16 @@
 
 import types
 from contextlib import suppress
+from dataclasses import asdict
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from plugin.label_studio.clusters import COMMANDS
 from propagation.errors import StoreError, Unreachable
+from propagation.events import Commanded
 from sync.store import Hint, Store
 from tests.faults.invariants import check
 from tests.faults.worlds import SOAK, STRATEGIES, Unsteady, make_campaign, scene, without_waiting_for_models
@@ -39,6 +42,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self, make_world, strategy, monkeypatch):
         super().__init__()
         self.world = make_campaign(make_world, strategy)
+        self.world.board = self.world.gateway.create_project("board", "<View/>", "", {}).id
         self.gateway = Unsteady(self.world.gateway)
         self.theirs = {}
         self.overtaken = False
@@ -159,6 +163,35 @@ class Machine(RuleBasedStateMachine):
             number = made[choice % len(made)]["id"]
             self.world.gateway.edit(number, result)
             self.theirs[number] = result
+
+    # managers
+
+    def _cards(self):
+        return list(self.world.gateway.tasks(self.world.board, ["data", "annotations", "result"]))
+
+    @rule(choice=CHOICE, title=st.sampled_from(list(COMMANDS)))
+    def a_manager_gives_a_command(self, choice, title):
+        cards = self._cards()
+        if cards:
+            card = cards[choice % len(cards)]
+            said = [{"from_name": "command", "to_name": "sheet", "type": "choices", "value": {"choices": [title]}}]
+            if card["annotations"]:
+                self.world.gateway.edit(card["annotations"][0]["id"], said, by=4)
+            else:
+                self.world.gateway.submit(card["id"], said, by=4)
+
+    @rule(choice=CHOICE)
+    def a_manager_deletes_a_command(self, choice):
+        said = [annotation for card in self._cards() for annotation in card["annotations"]]
+        if said:
+            self.world.gateway.delete(said[choice % len(said)]["id"], by=4)
+
+    @rule(choice=CHOICE, command=st.sampled_from(list(COMMANDS.values())))
+    def a_command_is_put_into_the_inbox(self, choice, command):
+        tree = self.world.trees[choice % 2]
+        cluster = f"{tree.category}/{len(tree) + choice % (len(tree) - 1)}"
+        said = Commanded(cluster, command, "somebody", "now", f"terminal/{choice}/{command}")
+        self.looking.notice(Hint("COMMANDS", None, commands=(asdict(said),)))
 
     # what holds
 

@@ -325,13 +325,18 @@ def test_a_set_that_grows_is_patched(site):
     assert all(site.written(image) == site.masks(image) for image in range(IMAGES))
 
 
-def test_an_image_whose_masks_are_all_taken_back_keeps_an_empty_annotation(site):
+def test_an_image_whose_masks_are_all_taken_back_has_no_annotation_until_it_has_masks_again(site):
     site.accept(site.lower)
     site.write()
     for row in site.rows(0, site.lower):
         site.judge(row, "no")
     site.write()
-    assert site.written(0) == set()
+    assert site.annotations(0) == []
+    changes = Changes(
+        site.gateway, site.project, ANNOTATION_FIELDS, site.gateway.latest(site.project), site.campaign.ours
+    )
+    assert site.write() == []
+    assert changes.read() == []
     site.judge(site.rows(0, site.lower)[0], "yes")
     site.write()
     assert site.written(0) == {site.table.ids[site.rows(0, site.lower)[0]]}
