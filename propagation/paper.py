@@ -250,6 +250,7 @@ class PaperSearch:
             self._basis[key] = rows[campaign.verdict[rows] != -1]
             self._rests[self._basis[key]] = True
         if event.decision == "split":
+            self._more.discard(key)
             self._split.add(key)
             for half in campaign.trees[place].halves(node):
                 if (place, half) not in campaign.state:
