@@ -187,3 +187,42 @@ def test_the_backend_command_serves_the_segmenter(
     monkeypatch.setenv("LS_PROPAGATE_BACKEND_HOST", "0.0.0.0")
     assert site.command("backend").wait(60) == 1
     assert "LS_PROPAGATE_BACKEND_PASSWORD" in site.output.read_text()
+
+
+def test_undoing_what_was_accepted_leaves_the_counts_of_before(connect: Callable[[str], Site]) -> None:
+    site = connect("undone")
+    prepare(site)
+    with closing(new_user(site.server, "drawer@example.com", "look-closely-5")) as person:
+        drawn = source_tasks(site)[0]["id"]
+        result = [dict(region, meta={}, id="mine") for region in _region(site)]
+        made = person.post(f"/api/tasks/{drawn}/annotations/", json={"result": result, "lead_time": 3.0})
+        theirs = stored(person, made.json()["id"])
+        before = _counts(site)
+        daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+        with site.annotator() as annotator:
+            answered(daemon, annotator)
+        assert _counts(site) != before
+        site.store.lock().release()
+        names = sorted({str(name) for name in daemon.campaign.reasons() if name})
+        assert names
+        assert site.command("undo", *names).wait(120) == 0, site.output.read_text()
+        assert f"Undone: {names[0]}" in site.output.read_text()
+        assert _counts(site) == before
+        assert stored(person, theirs["id"]) == theirs
+        daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+        daemon.step()
+        assert _counts(site) == before
+
+
+def _region(site: Site) -> list[dict[str, Any]]:
+    """The first predicted region of the project."""
+    found = site.gateway.tasks(site.connection.project, ["predictions", "result"])
+    return next(p["result"][:1] for task in found for p in task["predictions"] if p["result"])
+
+
+def _counts(site: Site) -> dict[int, tuple[int, int]]:
+    """The annotations of each source task, and their regions."""
+    return {
+        task["id"]: (len(task["annotations"]), sum(len(a["result"]) for a in task["annotations"]))
+        for task in source_tasks(site)
+    }

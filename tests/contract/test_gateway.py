@@ -7,12 +7,14 @@ import threading
 import uuid
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.resources import files
 from queue import Queue
 from typing import Any
 
 import pytest
 
 from plugin.label_studio import gateway as gateway_module
+from plugin.label_studio.clusters import BOARD_SETTINGS, Card, tabs
 from plugin.label_studio.files import shown
 from plugin.label_studio.gateway import FILES_A_REQUEST, WEBHOOK_ACTIONS
 from plugin.label_studio.pace import LONGEST, Pace
@@ -683,3 +685,45 @@ def test_the_server_is_left_alone_where_its_quick_calls_have_become_slow(
     gateway.breathe()
     assert len(rests) == 1
     assert 1 <= rests[0] <= LONGEST
+
+
+def test_a_task_is_given_other_data_and_keeps_its_annotation(
+    side: Any, gateway: Any, project: int, tasks: list[int]
+) -> None:
+    made = side.submit(tasks[0], [region()])
+    before = gateway.latest(project)
+    data = {"image": "other.png", "size": 12, "yes": None, "said": "<b>“x”</b>"}
+    gateway.update_task(tasks[0], data)
+    (found,) = gateway.tasks(project, ["data", "annotations"], ids=[tasks[0]])
+    assert found["data"] == data
+    assert [annotation["id"] for annotation in found["annotations"]] == [made]
+    assert gateway.latest(project) > before
+    with pytest.raises(Missing):
+        gateway.update_task(NOWHERE, data)
+
+
+def test_tabs_are_made_once(gateway: Any, project: int) -> None:
+    for _ in range(2):
+        gateway.ensure_tabs(project, tabs())
+
+
+def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: Any) -> None:
+    config = files("plugin.label_studio").joinpath("configs/cluster_board.xml").read_text()
+    board = real_gateway.create_project("contract: board", config, "", BOARD_SETTINGS).id
+    cards = [
+        Card(f"x/{n}", "x", tab, tab, 10 + n, n, None, 85.0, n, "", "/data/upload/1/a.jpg").data()
+        for n, tab in enumerate(["open", "accepted", "rejected", "stuck", "open"])
+    ]
+    numbers = real_gateway.import_tasks(board, [{"data": card} for card in cards])
+    for _ in range(2):
+        real_gateway.ensure_tabs(board, tabs())
+    views = real_gateway.answer("GET", "api/dm/views/", params={"project": board}).json()
+    by_title = {view["data"]["title"]: view["id"] for view in views}
+    assert sorted(by_title) == ["Accepted", "Open clusters", "Rejected", "Stuck"]
+
+    def listed(title: str) -> list[int]:
+        answer = real_gateway.answer("GET", "api/tasks/", params={"view": by_title[title], "project": board})
+        return [task["id"] for task in answer.json()["tasks"]]
+
+    assert listed("Open clusters") == [numbers[4], numbers[0]]
+    assert [listed(title) for title in ("Accepted", "Rejected", "Stuck")] == [[n] for n in numbers[1:4]]
