@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections import namedtuple
-from importlib.resources import files
 from pathlib import Path
 
 import jwt
@@ -20,7 +19,7 @@ from ls_propagate.doctor import examine as examining
 from ls_propagate.doctor.examine import CHECKS, examine
 from plugin.label_studio import inspect
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS
-from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
+from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE, config_of
 from propagation.artefacts import write_artefact
 from propagation.events import PageAnswered
 from sync.store import Store
@@ -147,7 +146,7 @@ def studio(office, monkeypatch, tmp_path):
     connection = pipeline.connection_of(office.store)
     made = Studio(next(iter(office.gateway.files.values())))
     source = office.gateway.project(connection.project)
-    page = files("plugin.label_studio").joinpath("configs/verify_page.xml").read_text()
+    page = config_of("page")
     for number, config, given in (
         (connection.project, source.label_config, {}),
         (connection.pages, page, PROJECT_SETTINGS),
