@@ -321,7 +321,7 @@ WITHOUT_Y = """<View><Image name="image" value="$image"/>
         (with_settings(skip_queue="REQUEUE_FOR_ME"), "pages", "bad", "skip_queue is", "/settings"),
         (with_settings(show_skip_button=False), "pages", "doubtful", "show_skip_button is False", "/settings"),
         (with_settings(sampling="Uniform sampling"), "pages", "doubtful", "sampling is", "/settings"),
-        (with_settings(label_config="<View/>"), "pages", "doubtful", "labeling config is not", "/settings"),
+        (with_settings(label_config="<View/>"), "pages", "doubtful", "labeling config is not", "run: .*connect"),
         (with_(takes_webhook=BANNED), "network", "bad", "reserved network", "USE_DEFAULT_BANNED_SUBNETS=false"),
         (with_(takes_webhook=WRONG_URL), "network", "bad", "Enter a valid URL", "a dot, or localhost"),
         (with_(takes_prediction=SLOW_IMPORTS), "imports", "doubtful", "longer the more", "fflag_.*=true"),

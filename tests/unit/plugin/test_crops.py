@@ -136,7 +136,8 @@ def test_beside_the_crop_is_the_same_without_the_outline() -> None:
     assert yellow(outlined).any()
     assert not yellow(plain).any()
     away = cv2.dilate(yellow(outlined).astype(np.uint8), np.ones((15, 15), np.uint8)) == 0
-    assert abs(outlined - plain)[away].max() < 12
+    assert abs(outlined - plain)[away].max() < 40
+    assert abs(outlined - plain)[away].mean() < 1
 
 
 def test_a_strip_holds_its_crops_beside_each_other() -> None:
