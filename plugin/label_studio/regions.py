@@ -70,7 +70,7 @@ def outline_of(mask_id: str, rle: Rle) -> tuple[dict[str, Any], ...]:
     height, width = (int(side) for side in rle["size"])
     return tuple(
         {
-            "id": f"{mask_id[:12]}-{part}",
+            "id": f"{mask_id}-{part}",
             "from_name": "outline",
             "to_name": "picture",
             "type": "polygon",
