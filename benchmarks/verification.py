@@ -1,8 +1,8 @@
 """What the tool itself costs an annotator, in a real browser on a real Label Studio.
 
-``python -m benchmarks.verification [--json OUT] [--pages 100]``. A scripted annotator answers pages of 20 crops, one in
-ten wrong, without looking; beside that, the same crops one a task. Turnaround: from the key that submits until the
-next page's crops are seen. The tool's time: that, and until each mark is seen.
+``python -m benchmarks.verification [--json OUT] [--pages 100]``. A scripted annotator answers pages of 20 crops,
+one in ten wrong, without looking; beside that, the same crops one a task. Turnaround: from the key that submits
+until the next page's crops are seen. The tool's time: that, and until each mark is seen.
 """
 
 from __future__ import annotations

@@ -75,6 +75,7 @@ def test_the_caller_is_a_user_with_an_address(side: Any) -> None:
 
 OF_NOTHING: dict[str, Callable[[Any], object]] = {
     "project": lambda gateway: gateway.project(NOWHERE),
+    "config": lambda gateway: gateway.set_label_config(NOWHERE, "<View/>"),
     "tasks": lambda gateway: list(gateway.tasks(NOWHERE, ["data"])),
     "latest": lambda gateway: gateway.latest(NOWHERE),
     "unannotated": lambda gateway: gateway.unannotated(NOWHERE, [1]),
@@ -683,3 +684,11 @@ def test_the_server_is_left_alone_where_its_quick_calls_have_become_slow(
     gateway.breathe()
     assert len(rests) == 1
     assert 1 <= rests[0] <= LONGEST
+
+
+def test_a_projects_labeling_config_is_replaced_and_its_tasks_stay(gateway: Any, project: int) -> None:
+    (task,) = gateway.import_tasks(project, [{"data": {"image": "/a.png"}}])
+    config = gateway.project(project).label_config.replace("</View>", '<Header value="Look"/></View>')
+    gateway.set_label_config(project, config)
+    assert gateway.project(project).label_config.strip() == config.strip()
+    assert [found["id"] for found in gateway.tasks(project, ["data"], ids=[task])] == [task]
