@@ -34,7 +34,6 @@ FINE_IOU = 0.85  # what a careful eye calls right
 
 
 def shoot_page(page: Page, url: str, project: int, fine: dict[str, bool], out: Path) -> None:
-    """page.png, a page as it comes, page-marked.png, with its wrong crops marked, and page-beneath.png.
 
     Two crops are marked unsure besides; beneath: all outlines hidden.
     """
@@ -42,7 +41,6 @@ def shoot_page(page: Page, url: str, project: int, fine: dict[str, bool], out: P
     page.screenshot(path=out / "page.png")
     page.keyboard.press("h")
     page.wait_for_function("document.querySelector('.look input').checked")
-    page.screenshot(path=out / "page-beneath.png")
     page.keyboard.press("h")
     choices = page.locator(".crops input")
     masks = choices.evaluate_all("inputs => inputs.map(input => input.name || input.value)")
