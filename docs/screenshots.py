@@ -34,14 +34,9 @@ FINE_IOU = 0.85  # what a careful eye calls right
 
 
 def shoot_page(page: Page, url: str, project: int, fine: dict[str, bool], out: Path) -> None:
-
-    Two crops are marked unsure besides; beneath: all outlines hidden.
-    """
+    """page.png, a page as it comes, and page-marked.png, with its wrong crops marked and two unsure."""
     open_label_stream(page, url, project)
     page.screenshot(path=out / "page.png")
-    page.keyboard.press("h")
-    page.wait_for_function("document.querySelector('.look input').checked")
-    page.keyboard.press("h")
     choices = page.locator(".crops input")
     masks = choices.evaluate_all("inputs => inputs.map(input => input.name || input.value)")
     wrong = [place for place, mask in enumerate(masks) if not fine[mask]]
