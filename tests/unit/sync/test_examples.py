@@ -18,7 +18,8 @@ from sync.examples import EACH, make_examples, spoiled
 
 CONFIG = (
     '<View><Image name="image" value="$image"/>'
-    '<PolygonLabels name="polygon" toName="image"><Label value="cell"/><Label value="dirt"/></PolygonLabels></View>'
+    '<PolygonLabels name="polygon" toName="image"><Label value="cell"/><Label value="dirt"/></PolygonLabels>'
+    "</View>"
 )
 LABELING = read_labeling(CONFIG, (), {}, "cells")
 
