@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING
 
 from ls_propagate import pipeline
 from ls_propagate.demo.annotator import Annotator
-from ls_propagate.demo.browser import close_popups, log_in, open_browser, open_label_stream
+from ls_propagate.demo.browser import close_popups, log_in, open_browser, open_label_stream, wait_for_picture
 from ls_propagate.demo.dataset import read_dataset
 from ls_propagate.demo.run import ANNOTATOR, Demo, answered, demo_settings, source_project
 from ls_propagate.demo.scenes import make_scenes
 from ls_propagate.demo.server import label_studio, new_user
+from plugin.label_studio.gateway import Gateway
+from plugin.label_studio.pages import Ask, config_of, settings_of
+from propagation.campaign import PageState
 from propagation.paper import PaperStrategy
 from propagation.quality import RIGHT_IOU, truth_iou
+from sync.pages import VerifyProjects, post_pages
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -30,24 +34,44 @@ FINE_IOU = 0.85  # what a careful eye calls right
 
 
 def shoot_page(page: Page, url: str, project: int, fine: dict[str, bool], out: Path) -> None:
-    """page.png, a page as it comes, and page-marked.png, with its wrong crops marked."""
+    """page.png, a page as it comes, and page-marked.png, with its wrong crops marked and two unsure."""
     open_label_stream(page, url, project)
     page.screenshot(path=out / "page.png")
-    choices = page.locator(".grid input")
+    choices = page.locator(".crops input")
     masks = choices.evaluate_all("inputs => inputs.map(input => input.name || input.value)")
     wrong = [place for place, mask in enumerate(masks) if not fine[mask]]
     for place in wrong:
-        page.locator(".grid img").nth(place).click()
+        page.locator(".crops img").nth(place).click()
+    for place in [place for place in range(len(masks)) if place not in wrong][1:7:5]:
+        page.locator(".unsure kbd").nth(place).click()
     page.mouse.move(5, 5)
-    page.wait_for_function(f"document.querySelectorAll('.grid input:checked').length === {len(wrong)}")
+    page.wait_for_function(f"document.querySelectorAll('.crops input:checked').length === {len(wrong)}")
     page.screenshot(path=out / "page-marked.png")
     page.keyboard.press("Space")
-    page.wait_for_function("document.querySelectorAll('.grid input:checked').length === 0")
+    page.wait_for_function("document.querySelectorAll('.crops input:checked').length === 0")
+
+
+def shoot_one_by_one(
+    page: Page, gateway: Gateway, daemon: Daemon, locations: dict[str, str], asked: PageState, ask: Ask, out: Path
+) -> None:
+    """single.png or context.png, the second mask of a page that is asked one by one."""
+    verify = gateway.create_project(f"Demo: {ask}", config_of(ask), "", settings_of(ask)).id
+    projects = VerifyProjects(verify, daemon.verify.crops, ask, daemon.verify.examples)
+    post_pages(gateway, projects, daemon.campaign.table, [asked], locations, lambda posted: None)
+    page.goto(f"{gateway.url}/projects/{verify}/data?labeling=1")
+    wait_for_picture(page)
+    page.keyboard.press("1")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_load_state("networkidle")
+    wait_for_picture(page)
+    page.wait_for_timeout(1000)
+    page.screenshot(path=out / f"{ask}.png")
 
 
 def shoot_propagated(page: Page, url: str, daemon: Daemon, out: Path) -> None:
     """propagated.png, the source image with the most propagated masks."""
-    task = max(daemon.campaign.written, key=lambda number: len(daemon.campaign.written[number]))
+    tasks = [task.task for task in daemon.store.source_tasks()]
+    task = max(tasks, key=lambda number: len(daemon.campaign.standing(number)))
     page.goto(f"{url}/projects/{daemon.source.project}/data?task={task}")
     page.wait_for_selector(".konvajs-content canvas")
     page.wait_for_load_state("networkidle")
@@ -77,7 +101,11 @@ def main(out: Path, data: Path) -> None:
             fine = dict(zip(table.ids.tolist(), (iou > FINE_IOU).tolist(), strict=True))
             with closing(new_user(server, *ANNOTATOR)) as client, open_browser() as page:
                 log_in(page, server.url, *ANNOTATOR)
+                asked = min(daemon.campaign.waiting_pages, key=lambda each: each.task or 0)
                 shoot_page(page, server.url, connection.pages, fine, out)
+                locations = {task.image: task.location for task in store.source_tasks()}
+                for ask in ("single", "context"):
+                    shoot_one_by_one(page, gateway, daemon, locations, asked, ask, out)
                 answered(daemon, Annotator(client, connection.pages, right))
                 shoot_propagated(page, server.url, daemon, out)
 

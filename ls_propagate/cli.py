@@ -44,6 +44,7 @@ from ls_propagate.tables import (
 )
 from plugin import web
 from plugin.label_studio.gateway import LabelStudioGateway
+from plugin.label_studio.pages import KEYMAP
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
@@ -113,16 +114,17 @@ def connect(
     config: Config = None,
 ) -> None:
     """Connect a Label Studio project: check its labeling config, make the project where pages are answered."""
-    with _connected(config) as (_, store, gateway):
-        made = pipeline.connect(gateway, store, project)
+    with _connected(config) as (settings, store, gateway):
+        made = pipeline.connect(gateway, store, project, settings.ask)
         console.print(f"Connected project {made.project} ({made.title}).", markup=False)
         console.print(
             f"Annotators answer pages at {made.server}/projects/{made.pages}/data?labeling=1", soft_wrap=True
         )
         console.print(
             "Space submits a page for this account; for all accounts start Label Studio with\n"
-            """  EDITOR_KEYMAP='{"annotation:submit":{"key":"space"}}'""",
+            f"  EDITOR_KEYMAP='{json.dumps(KEYMAP, separators=(',', ':'))}'",
             markup=False,
+            soft_wrap=True,
         )
 
 

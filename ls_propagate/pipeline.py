@@ -26,7 +26,7 @@ from plugin.label_studio.clusters import BOARD_SETTINGS, tabs
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name
 from plugin.label_studio.labeling import Labeling, read_labeling
-from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
+from plugin.label_studio.pages import HOTKEYS, Ask, Examples, config_of, instructions, settings_of, takes
 from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
 from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
@@ -37,6 +37,7 @@ from propagation.strategies import Strategy
 from propagation.summary import statement
 from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
 from sync.daemon import Daemon
+from sync.examples import make_examples
 from sync.pages import VerifyProjects
 from sync.source import Source, pool, push_predictions
 from sync.store import SourceTask, Store
@@ -93,7 +94,8 @@ def writing(store: Store) -> Iterator[None]:
 class Connection:
     """The projects of a campaign on one server: the source, and those that were made for it.
 
-    board: that of the clusters; None where the campaign was connected before there was one.
+    board: that of the clusters; None where the campaign was connected before there was one. ask: the way in which
+    pages are asked.
     """
 
     server: str
@@ -102,38 +104,49 @@ class Connection:
     pages: int
     crops: int
     board: int | None = None
+    ask: Ask = "page"
 
 
-def connect(gateway: Gateway, store: Store, wanted: str) -> Connection:
+def connect(gateway: Gateway, store: Store, wanted: str, ask: Ask = "page") -> Connection:
     """Connect an existing project, by number or title, and make the projects for its pages, crops and clusters.
 
-    Run again, it finds what it made. Raises ConfigError where the project's labeling config does not fit,
-    Missing where there is no such project, StoreError where another one is connected already.
+    What people have annotated so far gives the examples that pages show. Run again, it finds what it made, brings
+    the labeling config of the pages up to date, and makes examples where there were none. Raises ConfigError where
+    the project's labeling config does not fit, Missing where there is no such project, StoreError where another
+    one is connected already, or with pages of another kind.
     """
     gateway.user()
     project = _find_project(gateway, wanted)
     known = store.fact("connection")
-    if known and (known["project"] != project.id or _made(gateway, project, "verify_page") != known["pages"]):
+    if known and known.get("ask", "page") != ask:
+        raise StoreError(
+            f"this data folder asks by ask = {known.get('ask', 'page')!r}; set it so again, or another data_dir"
+        )
+    if known and (known["project"] != project.id or _made(gateway, project, f"verify_{ask}") != known["pages"]):
         raise StoreError(
             f"this data folder is connected to project {known['project']} ({known['title']}) at "
             f"{known['server']}; set another data_dir for another project"
         )
-    read_labeling(project.label_config, (), {}, project.title)
-    made = {
-        kind: _own_project(gateway, project, kind, title, settings)
-        for kind, title, settings in (
-            ("verify_page", f"{project.title[:30]} · verify", PROJECT_SETTINGS),
-            ("crops", f"{project.title[:30]} · crops", {}),
-            ("cluster_board", f"{project.title[:30]} · clusters", BOARD_SETTINGS),
-        )
-    }
-    gateway.ensure_tabs(made["cluster_board"], tabs())
-    gateway.set_hotkeys(SUBMIT_ON_SPACE)
-    connection = Connection(
-        gateway.url, project.id, project.title, made["verify_page"], made["crops"], made["cluster_board"]
-    )
-    store.remember(connection=asdict(connection))
+    labeling = read_labeling(project.label_config, (), {}, project.title)
+    crops = _own_project(gateway, project, "crops", _config("crops"), {})
+    examples = _examples_of(store) or make_examples(gateway, project.id, labeling, crops)
+    settings = {**settings_of(ask), "expert_instruction": instructions(ask, examples)}
+    pages = _own_project(gateway, project, f"verify_{ask}", config_of(ask), settings)
+    board = _own_project(gateway, project, "clusters", _config("cluster_board"), BOARD_SETTINGS)
+    gateway.ensure_tabs(board, tabs())
+    gateway.set_hotkeys(HOTKEYS)
+    connection = Connection(gateway.url, project.id, project.title, pages, crops, board, ask)
+    store.remember(connection=asdict(connection), examples={name: asdict(each) for name, each in examples.items()})
     return connection
+
+
+def _examples_of(store: Store) -> dict[str, Examples]:
+    """The examples that ``connect`` made, by label."""
+    return {name: Examples(**each) for name, each in (store.fact("examples") or {}).items()}
+
+
+def _config(name: str) -> str:
+    return files("plugin.label_studio").joinpath(f"configs/{name}.xml").read_text(encoding="utf-8")
 
 
 def _find_project(gateway: Gateway, wanted: str) -> Project:
@@ -158,12 +171,15 @@ def _made(gateway: Gateway, source: Project, kind: str) -> int | None:
     return next((p.id for p in gateway.projects() if p.description == _mark(source, kind)), None)
 
 
-def _own_project(gateway: Gateway, source: Project, kind: str, title: str, settings: Any) -> int:
+def _own_project(gateway: Gateway, source: Project, kind: str, config: str, settings: Mapping[str, Any]) -> int:
+    """The project that was made for a source project, its labeling config brought up to date; or a new one."""
     made = _made(gateway, source, kind)
-    if made is not None:
-        return made
-    config = files("plugin.label_studio").joinpath(f"configs/{kind}.xml").read_text()
-    return gateway.create_project(title, config, _mark(source, kind), settings).id
+    if made is None:
+        title = f"{source.title[:30]} · {kind.partition('_')[0]}"
+        return gateway.create_project(title, config, _mark(source, kind), settings).id
+    if "".join(gateway.project(made).label_config.split()) != "".join(config.split()):
+        gateway.set_label_config(made, config)
+    return made
 
 
 def connection_of(store: Store) -> Connection:
@@ -348,16 +364,32 @@ def _same(begun: Mapping[str, Any], strategy: Strategy) -> bool:
 
 
 def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
-    """The daemon over the campaign, ready to run."""
+    """The daemon over the campaign, ready to run.
+
+    Raises SettingsError where pages are to be asked in another way than they were, or their project cannot show
+    them, as one that an earlier version made.
+    """
     connection = connection_of(store)
+    if connection.ask != settings.ask:
+        raise SettingsError(
+            f"this data folder asks by ask = {connection.ask!r}; set it so again, or another data_dir"
+        )
+    if not takes(connection.ask, gateway.project(connection.pages).label_config):
+        raise SettingsError(
+            f"the labeling config of project {connection.pages} cannot show the pages of this version; "
+            f"run: ls-propagate connect {connection.project}"
+        )
     campaign = open_campaign(store, settings)
     labeling = labeling_of(gateway, connection, settings, campaign.table.categories)
+    examples = _examples_of(store)
+    labels = {category: labeling.label(category) for category in campaign.table.categories}
+    shown = {category: examples[label] for category, label in labels.items() if label in examples}
     return Daemon(
         store,
         gateway,
         campaign,
         Source(connection.project, labeling, gateway.user().id),
-        VerifyProjects(connection.pages, connection.crops),
+        VerifyProjects(connection.pages, connection.crops, connection.ask, shown),
         settings.write_every,
         settings.abandoned_minutes * 60,
         settings.poll_seconds,

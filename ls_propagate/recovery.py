@@ -30,7 +30,7 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
     with closing(Store(settings.store_url)) as store, writing(store):
         if store.begun():
             raise StoreError(f"the store {store.url} has an event log already; rebuild into an empty one")
-        connection = connect(gateway, store, wanted)
+        connection = connect(gateway, store, wanted, settings.ask)
         mirror = settings.mirror_file
         if mirror.exists():
             started = next((from_record(kind, body) for _, kind, body, _ in read_mirror(mirror)), None)
@@ -60,7 +60,7 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
         def begin() -> Campaign:
             return Campaign(table, read_trees(trees.folder), settings.strategy)
 
-        found = read_back(gateway, source, connection.pages, started, begin, tasks)
+        found = read_back(gateway, source, connection.pages, started, begin, tasks, connection.ask)
         store.append(found.events)
         return [
             f"From Label Studio: {found.pages} pages, {found.answers} of them answered, and the annotations of "

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 from pydantic_settings import SettingsError as Unparsable
 from sqlalchemy.exc import ArgumentError
 
-from plugin.label_studio.pages import KEYS
+from plugin.label_studio.pages import KEYS, Ask
 from propagation.calibrated import CalibratedStrategy
 from propagation.errors import SettingsError
 from propagation.paper import PaperStrategy
@@ -167,6 +167,7 @@ class Settings(BaseSettings):
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
     strategy: Strategy = CalibratedStrategy()
+    ask: Ask = "page"
     write_every: Annotated[int, Field(ge=1)] = 20_000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     abandoned_minutes: Annotated[float, Field(gt=0)] = 30.0

@@ -1,4 +1,4 @@
-"""Crops: a mask in its surroundings as a small JPEG, its outline drawn so that a person can judge it."""
+"""Crops: a mask in its surroundings as a JPEG, its outline drawn so that a person can judge it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,29 @@ MOST_GAIN = 4.0  # more would show mostly noise
 LINE = np.array([255, 232, 31], np.float32)  # yellow: red is the verify page's mark of a wrong mask
 HALO = np.array([16, 16, 16], np.float32)
 LINE_WIDTH, HALO_WIDTH = 1.8, 4.2  # output pixels
+GAP = 8  # output pixels between the crops of a strip
 
 
 def render_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> bytes:
-    """A square JPEG of ``side`` pixels around a mask, with the mask's outline.
+    """A JPEG of two squares of ``side`` pixels around a mask: with the mask's outline and, right of it, without.
+
+    One file, since each costs requests. pixels: (H, W, 3) uint8 RGB. rle: a mask of that image.
+    Raises as ``draw_crop``.
+    """
+    return _jpeg(np.hstack(draw_crop(pixels, rle, side)))
+
+
+def render_strip(crops: Sequence[NDArray[np.uint8]]) -> bytes:
+    """A JPEG of crops (side, side, 3) beside each other, with gaps of white."""
+    gap = np.full((len(crops[0]), GAP, 3), 255, np.uint8)
+    parts = [part for crop in crops for part in (gap, crop)]
+    return _jpeg(np.hstack(parts[1:]))
+
+
+def draw_crop(
+    pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """The square around a mask with the mask's outline, and without: each (side, side, 3) uint8 RGB.
 
     pixels: (H, W, 3) uint8 RGB. rle: a mask of that image.
     The outline is drawn at the output's resolution, smooth where a small object is enlarged; a dark crop is
@@ -47,23 +66,33 @@ def render_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> bytes:
     left, top, length = _window(box, *pixels.shape[:2])
     part = pixels[max(top, 0) : top + length, max(left, 0) : left + length]
     mask = decode_window(rle, max(left, 0), max(top, 0), part.shape[1], part.shape[0]) * np.uint8(255)
-    canvas = _square(_lightened(part), left, top, length, side, BEYOND_IMAGE)
+    plain = _square(_lightened(part), left, top, length, side, BEYOND_IMAGE)
     cover = _square(mask, left, top, length, side, 0)
     # A thin mask covers only part of each pixel that it shrinks into, and must not vanish.
+    canvas = plain.copy()
     _draw_outline(canvas, cover > (127 if length <= side else 15))
-    done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    if not done:
-        raise ImageError(f"a crop of {side} pixels could not be written as JPEG: choose another side")
-    return jpeg.tobytes()
+    return canvas, plain
+
+
+def whole_image(pixels: NDArray[np.uint8]) -> bytes:
+    """An image (H, W, 3) as a JPEG."""
+    return _jpeg(pixels)
 
 
 def unreadable_crop(side: int = SIDE) -> bytes:
-    """A square JPEG of ``side`` pixels in place of a crop whose image cannot be read: it says what to do."""
+    """A JPEG in place of a crop whose image cannot be read: it says what to do."""
     canvas = np.full((side, side, 3), BEYOND_IMAGE, np.uint8)
-    for line, text in enumerate(("This image", "cannot be read:", "mark it as wrong")):
+    for line, text in enumerate(("This image", "cannot be read:", "say: not sure")):
         place = (round(side * 0.06), round(side * (0.38 + 0.16 * line)))
         cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, side / 370, (255, 255, 255), 1, cv2.LINE_AA)
-    return cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])[1].tobytes()
+    return _jpeg(np.hstack([canvas, canvas]))
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+    if not done:
+        raise ImageError(f"a picture of {pixels.shape[:2]} could not be written as JPEG: choose another side")
+    return jpeg.tobytes()
 
 
 def contact_sheet(crops: Sequence[bytes], columns: int = 4) -> bytes:

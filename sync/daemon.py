@@ -209,7 +209,7 @@ class Daemon:
     def _read_verify(self, step: Step) -> None:
         tasks = self._verify_changes.read()
         self._adopt([task["id"] for task in tasks if task["id"] not in self.campaign.page_of])
-        events, problems = read_verdicts(tasks, self.campaign)
+        events, problems = read_verdicts(tasks, self.campaign, self.verify.ask)
         for problem in problems:
             log.warning("%s", problem)
         step.problems += problems

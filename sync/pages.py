@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plugin.crops import render_crop, unreadable_crop
+from plugin.crops import render_crop, unreadable_crop, whole_image
 from plugin.label_studio.gateway import Gateway, chunks
 from plugin.label_studio.images import decode
-from plugin.label_studio.pages import Question, page_task
+from plugin.label_studio.pages import Ask, Examples, Question, page_task
+from plugin.label_studio.regions import outline_of
 from propagation.campaign import PageState
 from propagation.errors import ImageError, MaskError
 from propagation.events import PagePosted
@@ -23,15 +24,23 @@ log = logging.getLogger(__name__)
 
 PAGES_AT_ONCE = 10  # of which all crops are made before one is sent; what fails in between is made again
 
+PLAIN_ADDRESSES = ("/", "http://", "https://")  # what a browser reads by itself, in whatever project
+LARGE_SIDE = 384  # pixels of a crop that is asked about by itself
+
 UNREADABLE = unreadable_crop()
 
 
 @dataclass(frozen=True)
 class VerifyProjects:
-    """The project in which pages are answered, and the one that holds their crops."""
+    """The project in which pages are answered, and the one that holds their crops.
+
+    ask: the way in which they are asked; examples: what they show of a category.
+    """
 
     pages: int
     crops: int
+    ask: Ask = "page"
+    examples: Mapping[str, Examples] = field(default_factory=dict)
 
 
 def post_pages(
@@ -49,13 +58,15 @@ def post_pages(
     locations: image key to the value by which the image can be read.
     """
     for batch in chunks(pages, PAGES_AT_ONCE):
-        crops = render_crops(gateway, table, np.concatenate([page.rows for page in batch]), locations)
-        urls = dict(
-            zip(crops, gateway.upload(projects.crops, [(f"{c}.jpg", crops[c]) for c in crops]), strict=True)
-        )
+        rows = np.concatenate([page.rows for page in batch])
+        shown = (_in_context if projects.ask == "context" else _cropped)(gateway, projects, table, rows, locations)
         tasks = [
             page_task(
-                page.issued.page, page.issued.category, [Question(m, urls[m]) for m in page.issued.questions]
+                page.issued.page,
+                page.issued.category,
+                [shown[mask] for mask in page.issued.questions],
+                projects.ask,
+                projects.examples.get(page.issued.category),
             )
             for page in batch
         ]
@@ -63,20 +74,71 @@ def post_pages(
         posted([PagePosted(page.issued.page, task) for page, task in zip(batch, numbers, strict=True)])
 
 
-def render_crops(
-    gateway: Gateway, table: MaskTable, rows: NDArray[np.int64], locations: Mapping[str, str]
-) -> dict[str, bytes]:
-    """Mask id to crop; each image is read once."""
+def _cropped(
+    gateway: Gateway,
+    projects: VerifyProjects,
+    table: MaskTable,
+    rows: NDArray[np.int64],
+    locations: Mapping[str, str],
+) -> dict[str, Question]:
+    """Mask id to a question that shows its crop."""
+    crops = render_crops(gateway, table, rows, locations, *([] if projects.ask == "page" else [LARGE_SIDE]))
+    urls = _uploaded(gateway, projects, crops)
+    return {mask: Question(mask, url) for mask, url in urls.items()}
+
+
+def _in_context(
+    gateway: Gateway,
+    projects: VerifyProjects,
+    table: MaskTable,
+    rows: NDArray[np.int64],
+    locations: Mapping[str, str],
+) -> dict[str, Question]:
+    """Mask id to a question that shows its whole image.
+
+    The image is at its own address, unless that is one that Label Studio reads for the source project alone,
+    from a storage connected there.
+    """
+    by_image = _by_image(table, rows)
+    elsewhere = [image for image in by_image if not locations[image].startswith(PLAIN_ADDRESSES)]
+    copies = {}
+    for place, image in enumerate(elsewhere):
+        pixels = _read(gateway, image, locations[image])
+        copies[f"{place}"] = UNREADABLE if pixels is None else whole_image(pixels)
+    urls = {**locations, **dict(zip(elsewhere, _uploaded(gateway, projects, copies).values(), strict=True))}
+    return {
+        str(table.ids[row]): Question(
+            str(table.ids[row]), urls[image], outline_of(str(table.ids[row]), table.rle(row))
+        )
+        for image, here in by_image.items()
+        for row in here
+    }
+
+
+def _uploaded(gateway: Gateway, projects: VerifyProjects, pictures: Mapping[str, bytes]) -> dict[str, str]:
+    """Name to the address of its picture."""
+    urls = gateway.upload(projects.crops, [(f"{name}.jpg", content) for name, content in pictures.items()])
+    return dict(zip(pictures, urls, strict=True))
+
+
+def _by_image(table: MaskTable, rows: NDArray[np.int64]) -> dict[str, list[int]]:
     by_image: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         by_image[str(table.images[table.image[row]])].append(int(row))
+    return by_image
+
+
+def render_crops(
+    gateway: Gateway, table: MaskTable, rows: NDArray[np.int64], locations: Mapping[str, str], *side: int
+) -> dict[str, bytes]:
+    """Mask id to crop; each image is read once."""
     crops = {}
-    for image, here in by_image.items():
+    for image, here in _by_image(table, rows).items():
         pixels = _read(gateway, image, locations[image])
         for row in here:
             mask = str(table.ids[row])
             try:
-                crops[mask] = UNREADABLE if pixels is None else render_crop(pixels, table.rle(row))
+                crops[mask] = UNREADABLE if pixels is None else render_crop(pixels, table.rle(row), *side)
             except (ImageError, MaskError) as error:  # the image is not the one that the mask was found in
                 log.warning("mask %s has no crop: %s", mask, error)
                 crops[mask] = UNREADABLE

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from plugin.label_studio.gateway import Gateway, Json, chunks
 from plugin.label_studio.images import image_key
+from plugin.label_studio.pages import Ask, masks_of
 from plugin.label_studio.regions import digest, mask_of
 from propagation.campaign import Campaign, page_name
 from propagation.errors import AnswerError, StoreError
@@ -106,6 +107,7 @@ def read_back(
     started: CampaignStarted,
     begin: Callable[[], Campaign],
     tasks: Sequence[SourceTask],
+    ask: Ask = "page",
 ) -> Found:
     """The events that Label Studio's own data tell: pages, answers, and what was written.
 
@@ -134,13 +136,13 @@ def read_back(
         if data["page"] in campaign.pages:
             twice += 1
             continue
-        questions = tuple(crop["alias"] for crop in data["crops"])
+        questions = tuple(masks_of(data))
         category = categories[campaign.table.category[campaign.rows_of(questions)[0]]]
         take(PageIssued(data["page"], attempt, category, questions, ()))
         take(PagePosted(data["page"], task["id"]))
         found.pages += 1
         seen.append(task)
-    events, problems = read_verdicts(seen, campaign)
+    events, problems = read_verdicts(seen, campaign, ask)
     for event in events:
         take(event)
     found.answers = sum(page.answer is not None for page in campaign.pages.values())
@@ -169,10 +171,9 @@ def _lost(problems: Sequence[AnswerError], foreign: int, twice: int) -> Iterator
 
 def _attempt(campaign: str, data: Json) -> int | None:
     """Which attempt of a campaign a page's task is; None where it is no page of it."""
-    page, crops = data.get("page"), data.get("crops")
-    if not isinstance(page, str) or not isinstance(crops, list) or not crops:
+    page, questions = data.get("page"), tuple(masks_of(data))
+    if not isinstance(page, str) or not questions:
         return None
-    questions = tuple(str(crop.get("alias")) for crop in crops if isinstance(crop, dict))
     return next((n for n in range(1, ATTEMPTS) if page_name(campaign, n, questions) == page), None)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from plugin.label_studio.gateway import Json
-from plugin.label_studio.pages import is_answer, read_answer
+from plugin.label_studio.pages import Ask, is_answer, read_answer
 from propagation.campaign import Campaign, PageState
 from propagation.errors import AnswerError
-from propagation.events import PageAnswered, PageReopened, PageReturned, Verdict
+from propagation.events import PageAnswered, PageReopened, PageReturned
 
 FIELDS = (
     "annotations", "result", "was_cancelled", "completed_by", "lead_time",
@@ -17,8 +17,10 @@ FIELDS = (
 News = PageAnswered | PageReturned | PageReopened
 
 
-def read_verdicts(tasks: Iterable[Json], campaign: Campaign) -> tuple[list[News], list[AnswerError]]:
-    """The events that changed page tasks call for, and the answers that cannot be used.
+def read_verdicts(
+    tasks: Iterable[Json], campaign: Campaign, ask: Ask = "page"
+) -> tuple[list[News], list[AnswerError]]:
+    """The events that changed page tasks call for, and the answers that cannot be used. ask: how they are asked.
 
     A page's first answer stands. A page that was skipped, or whose answer is unusable, comes back; one whose
     answer was deleted waits again, since Label Studio offers its task again.
@@ -29,7 +31,7 @@ def read_verdicts(tasks: Iterable[Json], campaign: Campaign) -> tuple[list[News]
         page = campaign.page_of.get(task["id"])
         if page is None:
             continue
-        event, problem = _read_page(task, page)
+        event, problem = _read_page(task, page, ask)
         if event is not None:
             events.append(event)
         if problem is not None:
@@ -37,7 +39,7 @@ def read_verdicts(tasks: Iterable[Json], campaign: Campaign) -> tuple[list[News]
     return events, problems
 
 
-def _read_page(task: Json, page: PageState) -> tuple[News | None, AnswerError | None]:
+def _read_page(task: Json, page: PageState, ask: Ask) -> tuple[News | None, AnswerError | None]:
     name = page.issued.page
     annotations = sorted(task.get("annotations") or [], key=lambda a: int(a["id"]))
     answer = next(filter(is_answer, annotations), None)
@@ -51,10 +53,9 @@ def _read_page(task: Json, page: PageState) -> tuple[News | None, AnswerError | 
     if page.answer and (page.answer.annotation, page.answer.version) == (answer["id"], version):
         return None, None
     try:
-        right = read_answer(name, page.issued.questions, answer)
+        verdicts = read_answer(name, page.issued.questions, answer, ask)
     except AnswerError as error:
         returned = page.returned and not page.answer
         return (None if returned else PageReturned(name, answer["id"], version)), error
-    verdicts: tuple[Verdict, ...] = tuple("yes" if judged else "no" for judged in right.values())
     by, seconds = answer["completed_by"], answer.get("lead_time")
-    return PageAnswered(name, answer["id"], version, by, seconds, verdicts), None
+    return PageAnswered(name, answer["id"], version, by, seconds, tuple(verdicts.values())), None

@@ -5,9 +5,11 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import httpx
 
+from plugin.label_studio.pages import masks_of
 from propagation.errors import ServerError
 
 IDLE_SECONDS = 0.5
@@ -48,16 +50,29 @@ class Annotator:
         page = _checked(task).json()
         if self._delay and stop is not None and stop.wait(self._delay):
             return True
-        wrong = [crop["alias"] for crop in page["data"]["crops"] if not self.judge(crop["alias"])]
-        marks = {"from_name": "wrong", "to_name": "page", "type": "choices", "value": {"choices": wrong}}
-        answer = {"result": [marks] if wrong else [], "lead_time": self._delay or 0.1}
+        answer = {"result": self._result(page["data"]), "lead_time": self._delay or 0.1}
         _checked(self._client.post(f"/api/tasks/{page['id']}/annotations/", json=answer))
         return True
+
+    def _result(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """What a page's answer holds: the wrong ones of a grid, or a verdict a picture."""
+        masks = masks_of(data)
+        if "crops" in data:
+            wrong = [mask for mask in masks if not self.judge(mask)]
+            return [_choice("wrong", "page", wrong)] if wrong else []
+        said = ["yes" if self.judge(mask) else "no" for mask in masks]
+        return [
+            {**_choice("verdict", "picture", [verdict]), "item_index": place} for place, verdict in enumerate(said)
+        ]
 
     def judge(self, mask: str) -> bool:
         """Whether the annotator calls a mask right."""
         errs = zlib.crc32(mask.encode()) / 2**32 < self._error_rate
         return self._right[mask] != errs
+
+
+def _choice(name: str, of: str, chosen: list[str]) -> dict[str, Any]:
+    return {"from_name": name, "to_name": of, "type": "choices", "value": {"choices": chosen}}
 
 
 def _checked(answer: httpx.Response) -> httpx.Response:

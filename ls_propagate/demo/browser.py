@@ -27,8 +27,12 @@ _ARGUMENTS = (
     "--disable-sync",
 )
 _CROPS_SHOWN = """() => {
-    const crops = [...document.querySelectorAll('.grid img')];
+    const crops = [...document.querySelectorAll('.crops img')];
     return crops.length > 0 && crops.every(crop => crop.complete && crop.naturalWidth > 0);
+}"""
+_PICTURE_SHOWN = """() => {
+    const picture = document.querySelector('.picture img');
+    return picture !== null && picture.complete && picture.naturalWidth > 0;
 }"""
 
 
@@ -83,6 +87,12 @@ def open_label_stream(page: Page, url: str, project: int) -> None:
 def wait_for_crops(page: Page) -> None:
     """Wait until every crop of the page is loaded; a popup that covers them is closed."""
     page.wait_for_function(_CROPS_SHOWN)
+    close_popups(page)
+
+
+def wait_for_picture(page: Page) -> None:
+    """Wait until the picture that is asked about by itself is loaded; a popup that covers it is closed."""
+    page.wait_for_function(_PICTURE_SHOWN)
     close_popups(page)
 
 

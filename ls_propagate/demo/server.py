@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -18,6 +19,7 @@ from pathlib import Path
 import httpx
 
 from plugin.label_studio.inspect import QUICK_IMPORTS
+from plugin.label_studio.pages import KEYMAP
 from propagation.errors import ServerError, SettingsError, Unreachable
 
 START_SECONDS = 300
@@ -59,7 +61,7 @@ def label_studio(data: Path, extra: Mapping[str, str] | None = None) -> Iterator
         "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
         "USE_DEFAULT_BANNED_SUBNETS": "false",
         QUICK_IMPORTS: "true",
-        "EDITOR_KEYMAP": '{"annotation:submit":{"key":"space"}}',
+        "EDITOR_KEYMAP": json.dumps(KEYMAP),
         "SENTRY_DSN": "",
         "FRONTEND_SENTRY_DSN": "",
         "COLLECT_ANALYTICS": "false",

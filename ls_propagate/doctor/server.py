@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from datetime import UTC, datetime, timedelta
-from importlib.resources import files
 from itertools import islice
 from urllib.parse import urlsplit
 
@@ -15,7 +15,7 @@ from plugin.label_studio.files import Addresses
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS
 from plugin.label_studio.images import decode
 from plugin.label_studio.labeling import read_labeling
-from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
+from plugin.label_studio.pages import KEYMAP, SUBMIT_ON_SPACE, config_of, settings_of
 from propagation.errors import ImageError
 from sync.server import SECRET_HEADER
 
@@ -98,7 +98,7 @@ def hotkey(case: Case) -> Found:
             return good("space submits a page, for everybody")
         return doubtful(
             "space does not submit a page for annotators",
-            """start Label Studio with EDITOR_KEYMAP='{"annotation:submit":{"key":"space"}}'""",
+            f"start Label Studio with EDITOR_KEYMAP='{json.dumps(KEYMAP, separators=(',', ':'))}'",
         )
     if case.account.hotkeys.get(name) != key:
         return doubtful("space does not submit a page for this account", "run: ls-propagate connect PROJECT")
@@ -147,15 +147,18 @@ def account(case: Case) -> Found:
 def pages(case: Case) -> Found:
     """The project where pages are answered is as it was made; its instructions may be worded anew."""
     made = inspect.project_settings(case.gateway, case.connection.pages)
-    differ = [name for name, value in PROJECT_SETTINGS.items() if name not in TASTE and made.get(name) != value]
-    config = files("plugin.label_studio").joinpath("configs/verify_page.xml").read_text()
+    wanted, config = settings_of(case.connection.ask), config_of(case.connection.ask)
+    differ = [name for name, value in wanted.items() if name not in TASTE and made.get(name) != value]
     where = f"{case.gateway.url}/projects/{case.connection.pages}/settings"
-    said = [f"{name} is {made.get(name)!r}, not {PROJECT_SETTINGS[name]!r}" for name in differ]
+    said = [f"{name} is {made.get(name)!r}, not {wanted[name]!r}" for name in differ]
+    remedy = f"set it back at {where}"
     if "".join(str(made.get("label_config")).split()) != "".join(config.split()):
         said.append("its labeling config is not the one that this version makes")
+        renew = f"run: ls-propagate connect {case.connection.project}"
+        remedy = f"{renew}; and {remedy}" if differ else f"{renew}, which sets it back"
     if not said:
         return good(f"project {case.connection.pages} is as it was made")
-    return Found("bad" if VITAL & set(differ) else "doubtful", "; ".join(said), f"set it back at {where}")
+    return Found("bad" if VITAL & set(differ) else "doubtful", "; ".join(said), remedy)
 
 
 def network(case: Case) -> Found:

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -55,6 +56,10 @@ class FakeGateway:
         made = Project(next(self._numbers), title, label_config, description)
         self._projects[made.id] = made
         return made
+
+    def set_label_config(self, project: int, label_config: str) -> None:
+        self.calls.append("set_label_config")
+        self._projects[project] = replace(self.project(project), label_config=label_config)
 
     def tasks(
         self,

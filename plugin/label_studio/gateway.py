@@ -89,6 +89,10 @@ class Gateway(Protocol):
         self, title: str, label_config: str, description: str, settings: Mapping[str, Any]
     ) -> Project: ...
 
+    def set_label_config(self, project: int, label_config: str) -> None:
+        """Give a project another labeling config. Raises ServerError where it does not fit what is there."""
+        ...
+
     def tasks(
         self,
         project: int,
@@ -259,6 +263,10 @@ class LabelStudioGateway:
     ) -> Project:
         body = {"title": title, "label_config": label_config, "description": description, **settings}
         return self._wire.call("create_project", "POST", "api/projects/", _project, "never", body=body)
+
+    def set_label_config(self, project: int, label_config: str) -> None:
+        body = {"label_config": label_config}
+        self._wire.call("set_label_config", "PATCH", f"api/projects/{project}/", _project, body=body)
 
     # what is there
 

@@ -65,6 +65,25 @@ def regions_of(
     ]
 
 
+def outline_of(mask_id: str, rle: Rle) -> tuple[dict[str, Any], ...]:
+    """The outline of one mask as regions to be looked at, for a control ``outline`` of an image ``picture``."""
+    height, width = (int(side) for side in rle["size"])
+    return tuple(
+        {
+            "id": f"{mask_id}-{part}",
+            "from_name": "outline",
+            "to_name": "picture",
+            "type": "polygon",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "readonly": True,
+            "value": {"points": np.round(ring * (100 / width, 100 / height), 5).tolist(), "closed": True},
+        }
+        for part, ring in enumerate(outlines(rle, keyholes=True)[0])
+    )
+
+
 def rle_of(regions: Sequence[Mapping[str, Any]]) -> Rle:
     """The mask that some regions of one image cover together. Raises MaskError for other kinds of region."""
     parts = []

@@ -20,12 +20,12 @@ def test_two_clicks_and_space_become_verdicts(connect: Callable[[str], Any]) -> 
     with open_browser() as page:
         log_in(page, site.server.url, site.server.email, site.server.password)
         open_label_stream(page, site.server.url, site.connection.pages)
-        crops = page.locator(".grid img")
+        crops = page.locator(".crops img")
         assert crops.count() == len(asked.issued.questions)
         for place in (1, 4):
             crops.nth(place).click()
         page.keyboard.press("Space")
-        page.wait_for_function("document.querySelectorAll('.grid input:checked').length === 0")
+        page.wait_for_function("document.querySelectorAll('.crops input:checked').length === 0")
     step = daemon.step()
     assert step.questions == len(asked.issued.questions)
     (answer,) = [event for event in site.store.events() if isinstance(event, PageAnswered)]

@@ -77,6 +77,7 @@ def test_the_caller_is_a_user_with_an_address(side: Any) -> None:
 
 OF_NOTHING: dict[str, Callable[[Any], object]] = {
     "project": lambda gateway: gateway.project(NOWHERE),
+    "config": lambda gateway: gateway.set_label_config(NOWHERE, "<View/>"),
     "tasks": lambda gateway: list(gateway.tasks(NOWHERE, ["data"])),
     "latest": lambda gateway: gateway.latest(NOWHERE),
     "unannotated": lambda gateway: gateway.unannotated(NOWHERE, [1]),
@@ -727,3 +728,11 @@ def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: A
 
     assert listed("Open clusters") == [numbers[4], numbers[0]]
     assert [listed(title) for title in ("Accepted", "Rejected", "Stuck")] == [[n] for n in numbers[1:4]]
+
+
+def test_a_projects_labeling_config_is_replaced_and_its_tasks_stay(gateway: Any, project: int) -> None:
+    (task,) = gateway.import_tasks(project, [{"data": {"image": "/a.png"}}])
+    config = gateway.project(project).label_config.replace("</View>", '<Header value="Look"/></View>')
+    gateway.set_label_config(project, config)
+    assert gateway.project(project).label_config.strip() == config.strip()
+    assert [found["id"] for found in gateway.tasks(project, ["data"], ids=[task])] == [task]

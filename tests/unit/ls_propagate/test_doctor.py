@@ -7,7 +7,6 @@ import socket
 import threading
 import time
 from collections import namedtuple
-from importlib.resources import files
 from pathlib import Path
 
 import jwt
@@ -20,7 +19,7 @@ from ls_propagate.doctor import examine as examining
 from ls_propagate.doctor.examine import CHECKS, examine
 from plugin.label_studio import inspect
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS
-from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE
+from plugin.label_studio.pages import PROJECT_SETTINGS, SUBMIT_ON_SPACE, config_of
 from propagation.artefacts import write_artefact
 from propagation.events import PageAnswered
 from sync.store import Store
@@ -147,7 +146,7 @@ def studio(office, monkeypatch, tmp_path):
     connection = pipeline.connection_of(office.store)
     made = Studio(next(iter(office.gateway.files.values())))
     source = office.gateway.project(connection.project)
-    page = files("plugin.label_studio").joinpath("configs/verify_page.xml").read_text()
+    page = config_of("page")
     for number, config, given in (
         (connection.project, source.label_config, {}),
         (connection.pages, page, PROJECT_SETTINGS),
@@ -322,7 +321,7 @@ WITHOUT_Y = """<View><Image name="image" value="$image"/>
         (with_settings(skip_queue="REQUEUE_FOR_ME"), "pages", "bad", "skip_queue is", "/settings"),
         (with_settings(show_skip_button=False), "pages", "doubtful", "show_skip_button is False", "/settings"),
         (with_settings(sampling="Uniform sampling"), "pages", "doubtful", "sampling is", "/settings"),
-        (with_settings(label_config="<View/>"), "pages", "doubtful", "labeling config is not", "/settings"),
+        (with_settings(label_config="<View/>"), "pages", "doubtful", "labeling config is not", "run: .*connect"),
         (with_(takes_webhook=BANNED), "network", "bad", "reserved network", "USE_DEFAULT_BANNED_SUBNETS=false"),
         (with_(takes_webhook=WRONG_URL), "network", "bad", "Enter a valid URL", "a dot, or localhost"),
         (with_(takes_prediction=SLOW_IMPORTS), "imports", "doubtful", "longer the more", "fflag_.*=true"),

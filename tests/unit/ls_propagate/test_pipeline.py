@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from ls_propagate import pipeline
+from plugin.label_studio.pages import config_of
 from plugin.label_studio.regions import mask_of
 from propagation.errors import ConfigError, ImageError, InputError, Missing, SettingsError, StoreError
 
@@ -361,3 +362,40 @@ def test_images_without_an_entry_are_told_and_get_no_masks(make_office, tmp_path
     table, _ = pipeline.detect(office.gateway, office.store, office.settings)
     assert len(table) == 12
     assert "1 of 2 images of the project are not in" in caplog.text
+
+
+# the way to ask, and examples
+
+
+def test_a_project_is_made_for_the_way_to_ask_and_the_way_stays(office):
+    made = pipeline.connect(office.gateway, office.store, "cells", "context")
+    assert made.ask == "context"
+    project = office.gateway.project(made.pages)
+    assert project.label_config == config_of("context")
+    assert "verify_context" in project.description
+    with pytest.raises(StoreError, match="asks by ask = 'context'"):
+        connect(office)
+
+
+def test_connecting_again_brings_the_pages_labeling_config_up_to_date(office):
+    made = connect(office)
+    office.gateway.set_label_config(made.pages, "<View>of an earlier version</View>")
+    assert connect(office) == made
+    assert office.gateway.project(made.pages).label_config == config_of("page")
+    office.gateway.calls.clear()
+    connect(office)
+    assert "set_label_config" not in office.gateway.calls
+
+
+def test_a_daemon_does_not_post_what_the_project_cannot_show(office):
+    office.prepared()
+    made = pipeline.connection_of(office.store)
+    office.gateway.set_label_config(made.pages, "<View/>")
+    with pytest.raises(SettingsError, match="run: ls-propagate connect 1"):
+        pipeline.open_daemon(office.gateway, office.store, office.settings)
+
+
+def test_a_daemon_asks_as_the_project_was_connected(office):
+    office.prepared()
+    with pytest.raises(SettingsError, match="asks by ask = 'page'"):
+        pipeline.open_daemon(office.gateway, office.store, office.changed(ask="single"))

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from plugin.crops import BEYOND_IMAGE, SIDE, render_crop
+from plugin.crops import BEYOND_IMAGE, GAP, SIDE, draw_crop, render_crop, render_strip
 from propagation.errors import ImageError, MaskError
 from propagation.rle import Rle
 
@@ -23,8 +23,12 @@ def disc(size: int, x: float, y: float, radius: float) -> NDArray[np.bool_]:
 
 
 def crop(mask: NDArray[np.bool_], value: int = 200, side: int = SIDE) -> NDArray[np.int32]:
-    """The crop's pixels (side, side, 3) RGB, of an image of one grey value."""
-    return read(render_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side))
+    """The outlined crop's pixels (side, side, 3) RGB, of an image of one grey value."""
+    return read(render_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side))[:, :side]
+
+
+def whole(mask: NDArray[np.bool_], side: int = SIDE) -> bytes:
+    return render_crop(np.full((*mask.shape, 3), 200, np.uint8), encode(mask), side)
 
 
 def read(jpeg: bytes) -> NDArray[np.int32]:
@@ -118,10 +122,32 @@ def test_a_dark_image_is_lightened_and_a_light_one_is_not() -> None:
 
 
 def test_a_crop_has_the_side_asked_for_and_twenty_are_a_light_page() -> None:
-    assert crop(disc(100, 50, 50, 10), side=96).shape == (96, 96, 3)
+    assert read(whole(disc(100, 50, 50, 10), side=96)).shape == (96, 192, 3)
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     photo = cv2.GaussianBlur(noise, (0, 0), 2).astype(np.uint8)
-    assert len(render_crop(photo, encode(disc(400, 200, 200, 20)))) < 10_000
+    assert len(render_crop(photo, encode(disc(400, 200, 200, 20)))) < 20_000
+
+
+def test_beside_the_crop_is_the_same_without_the_outline() -> None:
+    pixels = np.full((100, 100, 3), 200, np.uint8)
+    pixels[40:60, 40:60] = 90
+    both = read(render_crop(pixels, encode(disc(100, 50, 50, 12))))
+    outlined, plain = both[:, :SIDE], both[:, SIDE:]
+    assert yellow(outlined).any()
+    assert not yellow(plain).any()
+    away = cv2.dilate(yellow(outlined).astype(np.uint8), np.ones((15, 15), np.uint8)) == 0
+    assert abs(outlined - plain)[away].max() < 40
+    assert abs(outlined - plain)[away].mean() < 1
+
+
+def test_a_strip_holds_its_crops_beside_each_other() -> None:
+    pixels = np.full((100, 100, 3), 90, np.uint8)
+    outlined, plain = draw_crop(pixels, encode(disc(100, 50, 50, 12)), side=64)
+    strip = read(render_strip([outlined, plain, outlined]))
+    assert strip.shape == (64, 3 * 64 + 2 * GAP, 3)
+    assert yellow(strip[:, :64]).any()
+    assert not yellow(strip[:, 64 + GAP : 128 + GAP]).any()
+    assert (strip[:, 66:70] > 240).all()
 
 
 def test_colours_are_kept() -> None:

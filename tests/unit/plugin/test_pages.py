@@ -12,10 +12,18 @@ from plugin.label_studio.pages import (
     KEYS,
     PROJECT_SETTINGS,
     SUBMIT_ON_SPACE,
+    WAYS,
+    Ask,
+    Examples,
     Question,
+    config_of,
+    instructions,
     is_answer,
+    masks_of,
     page_task,
     read_answer,
+    settings_of,
+    takes,
 )
 from propagation.errors import AnswerError, InputError
 
@@ -127,17 +135,18 @@ def test_a_page_that_cannot_be_asked_is_refused(ids: list[str]) -> None:
 def test_marked_masks_are_wrong_and_all_others_right() -> None:
     answer = read_answer("p1", IDS, annotation(IDS[3], IDS[17]))
     assert list(answer) == IDS
-    assert [mask for mask, right in answer.items() if not right] == [IDS[3], IDS[17]]
+    assert [mask for mask, verdict in answer.items() if verdict == "no"] == [IDS[3], IDS[17]]
+    assert set(answer.values()) == {"yes", "no"}
 
 
 @pytest.mark.parametrize("empty", [annotation(), annotation(result=[])])
 def test_a_page_without_marks_is_all_right(empty: dict[str, Any]) -> None:
-    assert read_answer("p1", IDS, empty) == dict.fromkeys(IDS, True)
+    assert read_answer("p1", IDS, empty) == dict.fromkeys(IDS, "yes")
 
 
 def test_another_tags_result_is_not_a_mark() -> None:
     other = {"from_name": "remark", "type": "textarea", "value": {"text": ["dark"]}}
-    assert all(read_answer("p1", IDS, annotation(result=[other])).values())
+    assert set(read_answer("p1", IDS, annotation(result=[other])).values()) == {"yes"}
 
 
 def test_a_mark_of_a_mask_that_is_not_asked_is_refused() -> None:
@@ -157,3 +166,109 @@ def test_settings_let_a_page_without_marks_be_submitted_by_space() -> None:
     assert PROJECT_SETTINGS["maximum_annotations"] == 1
     assert SUBMIT_ON_SPACE == {"annotation:annotation:submit": {"key": "space", "active": True}}
     assert " " not in KEYS
+
+
+def unsure(*keys: str) -> dict[str, Any]:
+    return {"from_name": "unsure", "to_name": "page", "type": "choices", "value": {"choices": list(keys)}}
+
+
+def test_an_unsure_mark_is_that_of_the_crop_with_its_key() -> None:
+    answer = read_answer("p1", IDS, annotation(result=[unsure("1", "b")]))
+    assert [mask for mask, verdict in answer.items() if verdict == "unsure"] == [IDS[0], IDS[19]]
+    assert list(answer.values()).count("yes") == 18
+
+
+def test_what_is_marked_wrong_and_unsure_is_wrong() -> None:
+    both = annotation(IDS[5])
+    both["result"].append(unsure("q", "w"))
+    answer = read_answer("p1", IDS, both)
+    assert (answer[IDS[5]], answer[IDS[6]]) == ("no", "unsure")
+
+
+def test_an_unsure_key_without_a_crop_says_nothing() -> None:
+    assert set(read_answer("p1", IDS[:7], annotation(result=[unsure("b")])).values()) == {"yes"}
+
+
+def test_hiding_the_outlines_is_no_mark() -> None:
+    look = {"from_name": "look", "to_name": "page", "type": "choices", "value": {"choices": ["hide outlines"]}}
+    assert set(read_answer("p1", IDS, annotation(result=[look])).values()) == {"yes"}
+
+
+def said(*verdicts: str) -> dict[str, Any]:
+    items = [
+        {
+            "from_name": "verdict",
+            "to_name": "picture",
+            "type": "choices",
+            "item_index": n,
+            "value": {"choices": [v]},
+        }
+        for n, v in enumerate(verdicts)
+        if v
+    ]
+    outline = {"from_name": "outline", "to_name": "picture", "type": "polygon", "item_index": 0, "value": {}}
+    return annotation(result=[outline, *reversed(items)])
+
+
+@pytest.mark.parametrize("ask", ["single", "context"])
+def test_masks_asked_one_by_one_have_a_verdict_each(ask: Ask) -> None:
+    answer = read_answer("p1", IDS[:3], said("yes", "no", "unsure"), ask)
+    assert answer == dict(zip(IDS, ["yes", "no", "unsure"], strict=False))
+    assert list(answer) == IDS[:3]
+
+
+@pytest.mark.parametrize("given", [said("yes", "", "no"), said("yes", "no", "perhaps"), said()])
+def test_a_mask_without_a_verdict_is_no_yes(given: dict[str, Any]) -> None:
+    with pytest.raises(AnswerError, match="says nothing of one mask"):
+        read_answer("p1", IDS[:3], given, "single")
+
+
+def test_one_by_one_a_task_has_a_picture_a_mask_and_outlines_where_the_picture_has_none() -> None:
+    region = {"id": "a-0", "type": "polygon", "value": {"points": []}}
+    task = page_task("p1", "zero", [Question(mask, f"/{mask}", (region,)) for mask in IDS[:2]], "context")
+    assert task["data"]["pictures"] == [f"/{mask}" for mask in IDS[:2]]
+    assert [r["item_index"] for r in task["predictions"][0]["result"]] == [0, 1]
+    assert "“zero”?" in task["data"]["question"]
+    assert "predictions" not in page_task("p1", "zero", [Question(IDS[0], "/a")], "single")
+
+
+@pytest.mark.parametrize("ask", WAYS)
+def test_a_task_tells_its_masks_whichever_way_it_asks(ask: Ask) -> None:
+    assert masks_of(page_task("p1", "zero", [Question(mask, "/a") for mask in IDS], ask)["data"]) == IDS
+
+
+@pytest.mark.parametrize("data", [{}, {"crops": "a"}, {"masks": None}, {"image": "/a.png"}])
+def test_a_task_that_is_no_page_has_no_masks(data: dict[str, Any]) -> None:
+    assert masks_of(data) == []
+
+
+@pytest.mark.parametrize("ask", WAYS)
+def test_each_config_takes_the_tasks_of_its_way_and_no_others(ask: Ask) -> None:
+    assert [other for other in WAYS if takes(other, config_of(ask))] == (
+        ["single", "context"] if ask == "context" else [ask]
+    )
+
+
+def test_the_unsure_keys_are_those_of_the_crops_with_shift() -> None:
+    config = config_of("page")
+    assert all(f'<Choice value="{key}" hotkey="shift+{key}"' in config for key in KEYS)
+    assert config.count("hotkey=") == len(KEYS) + 1
+
+
+def test_examples_are_shown_by_their_addresses_and_nothing_else() -> None:
+    examples = Examples('/a"><script>', "/b")
+    shown = page_task("p1", "zero", [Question(IDS[0], "/c")], examples=examples)["data"]["examples"]
+    assert [(tag, attrs["src"]) for tag, attrs in Images(shown).tags] == [("img", '/a"><script>'), ("img", "/b")]
+    assert page()["examples"] == ""
+
+
+@pytest.mark.parametrize("ask", WAYS)
+def test_the_instructions_name_each_category_as_text(ask: Ask) -> None:
+    made = instructions(ask, {"<script>x</script>": Examples("/a", "/b")})
+    assert {"script", "iframe"}.isdisjoint(Images(made).names)
+    assert Images(made).names.count("img") == 2
+    assert "&lt;script&gt;" in made
+
+
+def test_outlines_in_context_are_shown_as_predictions_are() -> None:
+    assert [settings_of(ask)["show_collab_predictions"] for ask in WAYS] == [False, False, True]
