@@ -607,6 +607,37 @@ class CalibratedSearch:
         """The share that is proven of all that is written with the cluster."""
         return self.bound(cluster.rpartition("/")[0] if self._rule.scope == "category" else None)
 
+    def outlook(self, room: int | None) -> list[tuple[float, int]]:
+        """The sets of the open certificates that are within reach, with the questions that they may need."""
+        left = np.inf if room is None else float(room)
+        standing = self._campaign.accepted()
+        now, questions = int(standing.sum()), 0.0
+        steps = []
+        for scope in self._scopes.values():
+            attempt = scope.open
+            if attempt is None:
+                continue
+            level, need, _ = self._aim(attempt, left - questions, scope.standing is None)
+            if not level or need > left - questions:
+                continue
+            certificate = attempt.certificate
+            free = self._campaign.table.best & ~self._campaign.taken[self._campaign.table.image]
+            verdict = self._campaign.verdict
+            free &= ~standing & ((verdict == -1) | (verdict == YES)) & (certificate.levels > 0)
+            gains = np.cumsum(np.bincount(certificate.levels[free], minlength=certificate.count + 1)[1:])
+            needs = questions_to(
+                certificate,
+                certificate.sizes(),
+                certificate.bad_from(self._rates(certificate.alpha)),
+                certificate.expected,
+                attempt.certified,
+            )
+            steps += [
+                (questions + float(needs[j]), now + int(gains[j])) for j in range(attempt.certified, int(level))
+            ]
+            questions, now = questions + need, now + int(gains[level - 1])
+        return steps
+
     def leftover(self) -> str:
         """Why masks are left."""
         return (
