@@ -12,7 +12,7 @@ from ls_propagate.settings import Settings
 from plugin import web
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import Campaign
-from propagation.errors import SettingsError, StoreError
+from propagation.errors import ServerError, SettingsError, StoreError
 from sync.board import Board
 from sync.daemon import Step
 from sync.monitor import Monitor
@@ -74,19 +74,24 @@ def run(
         nonlocal begun
         begun = True
         monitor.passed(step, step.seconds)
-        board.look(daemon.history, place)
+        if step.questions:
+            _meet(store, gateway, daemon.campaign)
+        show()
         told(step)
+
+    def show() -> None:
+        board.look(daemon.history, lambda: place_of(store, settings))
 
     def alive() -> None:
         monitor.alive()
-        board.look(daemon.history, place)
+        show()
 
     while _turn(store, monitor, stop):
         try:
-            daemon, place = open_daemon(gateway, store, settings), place_of(store, settings)
+            daemon = open_daemon(gateway, store, settings)
             _hook(settings, store, gateway)
             monitor.began()
-            board.look(daemon.history, place)
+            show()
             daemon.alive = alive
             daemon.run(stop, settings.poll_seconds, passed, until_finished, wake, monitor.failed)
             return daemon.campaign
@@ -119,6 +124,20 @@ def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:
         monitor.waiting()
         stop.wait(LOCK_SECONDS)
     return False
+
+
+def _meet(store: Store, gateway: Gateway, campaign: Campaign) -> None:
+    """Remember what annotators are called, where one has answered whose name is not known."""
+    known = store.fact("people") or {}
+    by = {str(page.answer.by) for page in campaign.pages.values() if page.answer}
+    if by <= known.keys():
+        return
+    try:
+        names = {str(number): name for number, name in gateway.people().items()}
+    except ServerError as error:
+        log.warning("%s; the progress board shows annotators by their numbers", error)
+        return
+    store.remember(people={number: names.get(number, f"account {number}") for number in by})
 
 
 def _hook(settings: Settings, store: Store, gateway: Gateway) -> None:

@@ -283,6 +283,11 @@ class Certificate:
         asked, wrong = (np.array([sums[which][-1] for sums in self._sums]) for which in (0, 1))
         return asked, wrong
 
+    def issued(self, rows: Ints) -> Ints:
+        """(k,) how many of some rows were asked of what each set adds to the one within it."""
+        rows = rows[self._issued[rows] & ~self._removed[rows]]
+        return np.bincount(self.levels[rows].astype(np.int64), minlength=self.count + 1)[1:]
+
     def answers(self, inside: NDArray[np.bool_], yes: NDArray[np.bool_]) -> tuple[float, float]:
         """The weights of the questions asked ``inside``, of those answered yes and of all; both (n,).
 

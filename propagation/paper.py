@@ -326,9 +326,9 @@ class PaperSearch:
         asked, right = self._campaign.evidence.get(cluster, (0, 0))
         return right / asked if asked else None
 
-    def outlook(self, room: int | None) -> list[tuple[float, int]]:
-        """Nothing: what the rule will find is not known before it asks."""
-        return []
+    def outlook(self, room: int | None) -> list[tuple[float, int]] | None:
+        """None: what the rule will find is not known before it asks."""
+        return None
 
     def leftover(self) -> str:
         """Why masks are left."""

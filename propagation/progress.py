@@ -18,6 +18,7 @@ QUESTION_SECONDS = 1.4  # a question, of the paper's annotators (section 4)
 DRAWING_SECONDS = 80.0  # a mask drawn by hand, the paper's figure for a polygon of COCO
 POINTS = 120  # of the history, at most
 EXAMPLES = 5  # clusters named of each state, the largest
+EDGES = np.outer(10 ** np.arange(9), (1, 3)).ravel()  # of bins of cluster sizes
 STATES = ("accepted", "proposed", "asking", "open", "rejected", "split")
 PER_HOUR = 3600.0
 
@@ -192,16 +193,15 @@ def _forecast(history: History, terms: Terms, points: Sequence[Point]) -> dict[s
     campaign, now = history.campaign, points[-1]
     budget = campaign.strategy.budget
     room = None if budget is None else max(0, budget - campaign.questions_asked)
-    steps = campaign.search.outlook(room)
-    basis = "evidence"
-    if not steps:
+    steps, basis = campaign.search.outlook(room), "evidence"
+    if steps is None:
         steps, basis = _straight_on(campaign, points, room), "pace"
     ahead = [
         Point(now.at, now.questions + round(more), now.hours + more * history.pace / PER_HOUR, masks)
         for more, masks in ((0.0, now.accepted), *steps)
     ]
     return {
-        "basis": basis if steps else None,
+        "basis": basis if steps or basis == "evidence" else None,
         "points": [asdict(point) for point in ahead] if steps else [],
         "end": asdict(ahead[-1]) if steps else None,
         "wanted": _reached(ahead, terms.masks_wanted),
@@ -235,19 +235,19 @@ def _reached(ahead: Sequence[Point], wanted: int | None) -> dict[str, Any] | Non
 
 
 def _clusters(campaign: Campaign) -> dict[str, Any]:
-    """Clusters and masks of each state, by the cluster's size: each bin ends at four times the one before."""
+    """Clusters and masks of each state, by the cluster's size."""
     keys = np.array(list(campaign.state), dtype=np.int64).reshape(-1, 2)
     codes = np.array([STATES.index(state) for state in campaign.state.values()], dtype=np.int64)
     sizes = np.zeros(len(keys), dtype=np.int64)
     for place, tree in enumerate(campaign.trees):
         here = keys[:, 0] == place
         sizes[here] = tree.sizes[keys[here, 1]]
-    bins = np.floor(np.log2(np.maximum(sizes, 1))).astype(np.int64) // 2
+    bins = np.searchsorted(EDGES, sizes, side="right") - 1
     low, high = (int(bins.min()), int(bins.max())) if len(bins) else (0, -1)
     width = high - low + 1
     counts = np.bincount(codes * width + bins - low, minlength=len(STATES) * width).reshape(len(STATES), width)
     return {
-        "sizes": [[4**b, 4 ** (b + 1) - 1] for b in range(low, high + 1)],
+        "sizes": [[int(EDGES[b]), int(EDGES[b + 1]) - 1] for b in range(low, high + 1)],
         "states": [
             {
                 "state": name,
@@ -263,7 +263,7 @@ def _clusters(campaign: Campaign) -> dict[str, Any]:
 
 
 def _largest(campaign: Campaign, keys: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[dict[str, Any]]:
-    found = []
+    found: list[dict[str, Any]] = []
     for which in np.argsort(-sizes, kind="stable")[:EXAMPLES]:
         place, node = keys[which].tolist()
         asked, yes = campaign.known(place, node)

@@ -75,14 +75,14 @@ class Board:
         self._seen: tuple[int, int] | None = None
         self._next = float("-inf")
 
-    def look(self, history: History, place: Place) -> None:
+    def look(self, history: History, place: Callable[[], Place]) -> None:
         """Make a new edition where one is due. Whatever fails in it is logged: the campaign goes on."""
         began = self._clock()
         seen = id(history), history.version
         if seen == self._seen or began < self._next:
             return
         try:
-            edition = Edition(described(history, self._terms, place, datetime.now(UTC)))
+            edition = Edition(described(history, self._terms, place(), datetime.now(UTC)))
         except Exception:
             log.exception("the progress board could not be made; its figures stay as they were")
         else:

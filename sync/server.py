@@ -109,7 +109,8 @@ def create_app(
             return web.refusal(503, f"there are no figures here yet: {monitor.ready()[1]}")
         answer = Response(edition.body, content_type="application/json")
         answer.set_etag(edition.version)
-        return answer.make_conditional(request)
+        answer.make_conditional(request)
+        return answer
 
     @app.get("/board.css")
     def style() -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,12 @@ import pygal
 from markupsafe import Markup
 from pygal.etree import etree
 
+# it finds pygal's old plugins, in a way that Python 3.11 warns of at each import that fails
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__name__ != "PluginImportFixer"]
+
 #: Width and height in pixels, on a wide screen and on a narrow one; the style sheet shows one of them.
 SIZES: Mapping[str, tuple[int, int]] = {"wide": (620, 300), "narrow": (340, 260)}
+FULL = 10_000  # from which on a number is shortened
 WORDS = ("", " k", " M", " bn")
 
 
@@ -24,7 +29,9 @@ class Line:
 
 
 def short(value: float) -> str:
-    """A number for an axis: 0, 0.5, 20, 1.5 k, 2 M."""
+    """A number for an axis: 0, 0.5, 20, 1,500, 15 k, 2 M."""
+    if abs(value) < FULL:
+        return f"{value:,.4g}" if value < 1000 else f"{value:,.0f}"
     power = 0
     while abs(value) >= 1000 and power < len(WORDS) - 1:
         value, power = value / 1000, power + 1

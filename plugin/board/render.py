@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from plugin.board.charts import Line, lines, stacked
+from plugin.board.charts import Line, lines, short, stacked
 
 #: What the served page may load: its own style sheet, script and figures, and nothing inline.
 POLICY = (
@@ -105,7 +105,7 @@ def _curves(document: Mapping[str, Any], axis: str) -> list[Line]:
 
 def _by_size(document: Mapping[str, Any]) -> Markup:
     clusters = document["clusters"]
-    names = [size_name(low, high) for low, high in clusters["sizes"]]
+    names = [f"{short(low)}+" for low, _ in clusters["sizes"]]
     series = {one["state"]: one["by_size"] for one in clusters["states"]}
     return stacked(names, series, "masks in the cluster") if series else Markup("")
 
