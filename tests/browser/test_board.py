@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
 
 from ls_propagate.demo.browser import log_in, open_browser
 from ls_propagate.demo.server import Server
@@ -211,7 +212,7 @@ def test_it_keeps_itself_up_to_date_and_what_the_reader_opened(page: Any, monkey
         clock[0] += 1000
         board.look(played.history, lambda: PLACE)
         page.clock.fast_forward(6000)
-        page.wait_for_function("document.querySelectorAll('.card strong')[1].innerText !== '100'")
+        expect(answered).not_to_have_text("100")
         assert answered.inner_text() == f"{int((played.history.campaign.verdict >= 0).sum()):,}"
         assert page.locator("#progress details").first.evaluate("one => one.open")
         assert page.evaluate("document.activeElement.textContent") == "Both charts as a table"
