@@ -119,7 +119,7 @@ def described(history: History, terms: Terms, place: Place, now: datetime) -> di
         number = row["annotator"]
         row["name"] = place.people.get(number, f"account {number}")
         row["link"] = view_url(
-            place.server, place.verify, f"by {row['name']}", "annotators", "contains", "List", [number]
+            place.server, place.verify, f"by {row['name']}", "annotators", "contains", "List", number
         )
     for state in document["clusters"]["states"]:
         for cluster in state["largest"]:
@@ -144,12 +144,16 @@ def described(history: History, terms: Terms, place: Place, now: datetime) -> di
                 for state in document["clusters"]["states"]
             },
             "categories": {
-                row["category"]: _of_category(place, place.labels.get(row["category"], row["category"]))
+                row["category"]: _of_category(place, place.labels.get(row["category"], row["category"]), annotated)
                 for row in document["categories"]
             },
         },
     }
 
 
-def _of_category(place: Place, label: str) -> str:
-    return view_url(place.server, place.source, label, "annotations_results", "contains", "String", label)
+def _of_category(place: Place, label: str, annotated: str) -> str:
+    """The images with a region of a label; all of them where a database writes the label in its own way."""
+    if not label.isascii():
+        return annotated
+    text = json.dumps(label)
+    return view_url(place.server, place.source, label, "annotations_results", "contains", "String", text)
