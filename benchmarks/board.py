@@ -80,13 +80,14 @@ def told(
         (tree, node) for tree in trees for node in clusters_of(tree, 3 * len(table) // (2 * clusters)).tolist()
     ]
     order = rng.permutation(len(named))[:clusters]
+    unasked = {tree.category: rng.permutation(tree.rows) for tree in trees}  # no mask is asked twice
     each = -(-len(order) // PAGES)
     pace = rng.uniform(0.8, 2.5, annotators)
     for number in range(PAGES):
         at = BEGIN + timedelta(seconds=20 * number)
         here = [named[which] for which in order[number * each : (number + 1) * each]]
-        tree = here[0][0] if here else trees[0]
-        rows = rng.choice(tree.rows, PAGE_SIZE, replace=False)
+        tree = max(trees, key=lambda one: len(unasked[one.category]))
+        rows, unasked[tree.category] = np.split(unasked[tree.category], [PAGE_SIZE])
         names = tuple(cluster_name(other, node) for other, node in here if other is tree)
         page, by = f"{number:020x}", int(rng.integers(annotators))
         yield PageIssued(page, 1, tree.category, tuple(table.ids[rows].tolist()), names), at

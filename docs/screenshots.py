@@ -8,8 +8,12 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ls_propagate import pipeline
 from ls_propagate.demo.annotator import Annotator
@@ -18,8 +22,16 @@ from ls_propagate.demo.dataset import read_dataset
 from ls_propagate.demo.run import ANNOTATOR, Demo, answered, demo_settings, source_project
 from ls_propagate.demo.scenes import make_scenes
 from ls_propagate.demo.server import label_studio, new_user
+from ls_propagate.simulation import trees_of
+from plugin.board import render
+from propagation.calibrated import CalibratedStrategy
+from propagation.campaign import Campaign
+from propagation.events import CampaignStarted, Event, PageAnswered, PageIssued, PagePosted
+from propagation.masks import MaskTable
 from propagation.paper import PaperStrategy
+from propagation.progress import History, Terms
 from propagation.quality import RIGHT_IOU, truth_iou
+from sync.board import Place, described
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -47,12 +59,61 @@ def shoot_page(page: Page, url: str, project: int, fine: dict[str, bool], out: P
 
 def shoot_propagated(page: Page, url: str, daemon: Daemon, out: Path) -> None:
     """propagated.png, the source image with the most propagated masks."""
-    task = max(daemon.campaign.written, key=lambda number: len(daemon.campaign.written[number]))
+    tasks = [task.task for task in daemon.store.source_tasks()]
+    task = max(tasks, key=lambda number: len(daemon.campaign.standing(number)))
     page.goto(f"{url}/projects/{daemon.source.project}/data?task={task}")
     page.wait_for_selector(".konvajs-content canvas")
     page.wait_for_load_state("networkidle")
     close_popups(page)
     page.screenshot(path=out / "propagated.png")
+
+
+def answered_board(table: MaskTable, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """The progress board's document, two thirds through a campaign with three simulated annotators."""
+    history = History(Campaign(table, trees_of(table), CalibratedStrategy(budget=900, pages_a_round=2)))
+    campaign, at = history.campaign, datetime(2026, 11, 2, 8, tzinfo=UTC)
+    rng = np.random.default_rng(0)
+    people = {2: "Ada Lovelace", 3: "Grace Hopper", 4: "Katherine Johnson"}
+
+    def take(event: Event) -> None:
+        history.take(event, at)
+        campaign.apply(event)
+
+    take(CampaignStarted("3f1c9ab27d40", {}, "", ""))
+    while True:
+        for choice in campaign.decisions():
+            take(choice)
+        pages = []
+        for event in campaign.next_round():
+            if isinstance(event, PageIssued):
+                pages.append(event)
+            else:
+                take(event)
+        for page in pages:
+            take(page)
+            take(PagePosted(page.page, 100 + len(campaign.page_of)))
+        if not pages or (campaign.verdict >= 0).sum() >= 600:
+            break
+        for state in campaign.waiting_pages:
+            at += timedelta(minutes=rng.exponential(9))
+            by = int(rng.choice([2, 3, 4], p=[0.5, 0.3, 0.2]))
+            seconds = len(state.rows) * (0.9 + by / 5) * rng.uniform(0.8, 1.3)
+            said = tuple("yes" if yes else "no" for yes in right[state.rows].tolist())
+            take(PageAnswered(state.issued.page, state.task or 0, at.isoformat(), by, seconds, said))
+    terms = Terms(hour_cost=28.0, currency="€", masks_wanted=round(0.9 * int((right & table.best).sum())))
+    return described(history, terms, Place("http://localhost:8080", 1, "Handwritten digits", 2, {}, people), at)
+
+
+def shoot_board(page: Page, document: dict[str, Any], data: Path, out: Path) -> None:
+    """board.png, board-dark.png and board-phone.png: the progress board."""
+    file = data / "board.html"
+    file.write_text(render.file(document), "utf-8")
+    shots = (("board", "light", 1280), ("board-dark", "dark", 1280), ("board-phone", "light", 375))
+    for name, scheme, width in shots:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.goto(file.as_uri())
+        page.screenshot(path=out / f"{name}.png", full_page=True)
 
 
 def main(out: Path, data: Path) -> None:
@@ -80,6 +141,7 @@ def main(out: Path, data: Path) -> None:
                 shoot_page(page, server.url, connection.pages, fine, out)
                 answered(daemon, Annotator(client, connection.pages, right))
                 shoot_propagated(page, server.url, daemon, out)
+                shoot_board(page, answered_board(table, iou > RIGHT_IOU), data, out)
 
 
 if __name__ == "__main__":

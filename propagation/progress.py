@@ -16,7 +16,7 @@ from propagation.summary import Row, statement, summarize
 
 QUESTION_SECONDS = 1.4  # a question, of the paper's annotators (section 4)
 DRAWING_SECONDS = 80.0  # a mask drawn by hand, the paper's figure for a polygon of COCO
-POINTS = 120  # of the history, at most
+POINTS = 60  # of the history, at most
 EXAMPLES = 5  # clusters named of each state, the largest
 EDGES = np.outer(10 ** np.arange(9), (1, 3)).ravel()  # of bins of cluster sizes
 STATES = ("accepted", "proposed", "asking", "open", "rejected", "split")
