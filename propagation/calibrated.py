@@ -594,7 +594,9 @@ class CalibratedSearch:
                 inside &= campaign.table.category == self._category[category]
             judged = int((inside & (campaign.verdict == YES)).sum())
             fresh = int((inside & (campaign.verdict == -1)).sum())
-            yes, weight = scope.standing.certificate.answers(inside, campaign.verdict == YES)
+            yes, weight = scope.standing.certificate.answers(
+                inside, campaign.verdict != -1, campaign.verdict == YES
+            )
             unknown |= fresh > 0 and weight == 0
             right += judged + fresh * yes / max(weight, 1e-9)
             size += judged + fresh
