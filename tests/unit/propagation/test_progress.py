@@ -187,6 +187,8 @@ def test_the_forecast_rises_within_the_budget_and_is_about_what_comes(large, pla
         for before, after in pairwise(points):
             assert before["questions"] <= after["questions"]
             assert before["accepted"] <= after["accepted"]
+        # questions that wait for an answer say nothing of the masks
+        assert document["masks"]["estimate"] is None or document["masks"]["estimate"] > 0.75
         assert (forecast["wanted"] is None) == (forecast["end"]["accepted"] < 1500)
     assert told[-1]["forecast"]["end"]["accepted"] == pytest.approx(end, rel=0.2)
     assert progress(watched.history, Terms(), NOW)["forecast"]["end"] is None  # nothing is left to ask
