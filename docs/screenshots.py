@@ -8,8 +8,12 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ls_propagate import pipeline
 from ls_propagate.demo.annotator import Annotator
@@ -18,11 +22,18 @@ from ls_propagate.demo.dataset import read_dataset
 from ls_propagate.demo.run import ANNOTATOR, Demo, answered, demo_settings, source_project
 from ls_propagate.demo.scenes import make_scenes
 from ls_propagate.demo.server import label_studio, new_user
+from ls_propagate.simulation import trees_of
+from plugin.board import render
 from plugin.label_studio.gateway import Gateway
 from plugin.label_studio.pages import Ask, config_of, settings_of
-from propagation.campaign import PageState
+from propagation.calibrated import CalibratedStrategy
+from propagation.campaign import Campaign, PageState
+from propagation.events import CampaignStarted, Event, PageAnswered, PageIssued, PagePosted
+from propagation.masks import MaskTable
 from propagation.paper import PaperStrategy
+from propagation.progress import History, Terms
 from propagation.quality import RIGHT_IOU, truth_iou
+from sync.board import Place, described
 from sync.pages import VerifyProjects, post_pages
 
 if TYPE_CHECKING:
@@ -79,6 +90,54 @@ def shoot_propagated(page: Page, url: str, daemon: Daemon, out: Path) -> None:
     page.screenshot(path=out / "propagated.png")
 
 
+def answered_board(table: MaskTable, right: NDArray[np.bool_]) -> dict[str, Any]:
+    """The progress board's document, halfway through a campaign with three simulated annotators."""
+    history = History(Campaign(table, trees_of(table), CalibratedStrategy(budget=900, pages_a_round=2)))
+    campaign, at = history.campaign, datetime(2026, 11, 2, 8, tzinfo=UTC)
+    rng = np.random.default_rng(0)
+    people = {2: "Ada Lovelace", 3: "Grace Hopper", 4: "Katherine Johnson"}
+
+    def take(event: Event) -> None:
+        history.take(event, at)
+        campaign.apply(event)
+
+    take(CampaignStarted("3f1c9ab27d40", {}, "", ""))
+    while True:
+        for choice in campaign.decisions():
+            take(choice)
+        pages = []
+        for event in campaign.next_round():
+            if isinstance(event, PageIssued):
+                pages.append(event)
+            else:
+                take(event)
+        for page in pages:
+            take(page)
+            take(PagePosted(page.page, 100 + len(campaign.page_of)))
+        if not pages or (campaign.verdict >= 0).sum() >= 430:
+            break
+        for state in campaign.waiting_pages:
+            at += timedelta(minutes=rng.exponential(9))
+            by = int(rng.choice([2, 3, 4], p=[0.5, 0.3, 0.2]))
+            seconds = len(state.rows) * (0.9 + by / 5) * rng.uniform(0.8, 1.3)
+            said = tuple("yes" if yes else "no" for yes in right[state.rows].tolist())
+            take(PageAnswered(state.issued.page, state.task or 0, at.isoformat(), by, seconds, said))
+    terms = Terms(hour_cost=28.0, currency="€", masks_wanted=round(0.9 * int((right & table.best).sum())))
+    return described(history, terms, Place("http://localhost:8080", 1, "Handwritten digits", 2, {}, people), at)
+
+
+def shoot_board(page: Page, document: dict[str, Any], data: Path, out: Path) -> None:
+    """board.png, board-dark.png and board-phone.png: the progress board."""
+    file = data / "board.html"
+    file.write_text(render.file(document), "utf-8")
+    shots = (("board", "light", 1280, 1320), ("board-dark", "dark", 1280, 0), ("board-phone", "light", 375, 0))
+    for name, scheme, width, height in shots:  # without a height, all of it
+        page.set_viewport_size({"width": width, "height": height or 900})
+        page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+        page.goto(file.as_uri())
+        page.screenshot(path=out / f"{name}.png", full_page=not height)
+
+
 def main(out: Path, data: Path) -> None:
     """Run the campaign and shoot."""
     out.mkdir(parents=True, exist_ok=True)
@@ -108,6 +167,7 @@ def main(out: Path, data: Path) -> None:
                     shoot_one_by_one(page, gateway, daemon, locations, asked, ask, out)
                 answered(daemon, Annotator(client, connection.pages, right))
                 shoot_propagated(page, server.url, daemon, out)
+                shoot_board(page, answered_board(table, iou > RIGHT_IOU), data, out)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,14 +25,13 @@ from ls_propagate import logs, pipeline, recovery, service
 from ls_propagate.doctor.examine import examine
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
 from ls_propagate.settings import STRATEGIES, Settings, load_settings, secrets_outside
+from ls_propagate.simulation import ablation as run_ablation
 from ls_propagate.simulation import (
-    QUESTION_SECONDS,
     choose_strategy,
     forecast,
     read_masks,
     trees_of,
 )
-from ls_propagate.simulation import ablation as run_ablation
 from ls_propagate.tables import (
     ablation_table,
     finding_line,
@@ -43,15 +43,18 @@ from ls_propagate.tables import (
     undecided,
 )
 from plugin import web
+from plugin.board import render
 from plugin.label_studio.gateway import LabelStudioGateway
 from plugin.label_studio.pages import KEYMAP
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
 from propagation.paper import PaperStrategy
+from propagation.progress import QUESTION_SECONDS
 from propagation.quality import RIGHT_IOU
 from propagation.simulate import World, simulate_many, summary_of
 from propagation.summary import as_json, statement, summarize
+from sync.board import Board, described
 from sync.daemon import Step
 from sync.monitor import Monitor
 from sync.store import Store
@@ -172,7 +175,7 @@ def sync(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     settings = _settings(config)
-    monitor = Monitor(settings.poll_seconds)
+    monitor, board = Monitor(settings.poll_seconds), Board(settings.terms)
     with pipeline.open_store(settings) as store, pipeline.open_gateway(settings, monitor.called) as gateway:
         if once:
             with pipeline.writing(store):
@@ -180,9 +183,9 @@ def sync(
                 _tell(daemon.step())
                 campaign: Campaign | None = daemon.campaign
         else:
-            with service.serving(settings, store, monitor, wake.set) as port:
-                log.info("health and figures on http://%s:%s", settings.daemon_host, port)
-                campaign = service.run(settings, store, gateway, monitor, stop, wake, _tell, until_finished)
+            with service.serving(settings, store, monitor, wake.set, board) as port:
+                console.print(f"Progress board: http://{settings.daemon_host}:{port}/board", soft_wrap=True)
+                campaign = service.run(settings, store, gateway, monitor, stop, wake, _tell, until_finished, board)
         for line in undecided(campaign) if campaign else ():
             console.print(line)
 
@@ -280,6 +283,22 @@ def undo(
     for said in wanted:
         found = "Undone" if said.source in obeyed else "Not undone, since nothing of it stands any more"
         console.print(f"{found}: {said.target}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def report(
+    html: Annotated[Path, typer.Option("--html", metavar="FILE", help="The page to write.")],
+    config: Config = None,
+) -> None:
+    """Write the progress board as one page to send: no server, no script and no network is needed to read it."""
+    with _opened(config) as (settings, store):
+        history, place = pipeline.open_history(store, settings), pipeline.place_of(store, settings)
+        page = render.file(described(history, settings.terms, place, datetime.now(UTC)))
+    html.parent.mkdir(parents=True, exist_ok=True)
+    draft = html.with_name(html.name + ".part")
+    draft.write_text(page, "utf-8")
+    draft.replace(html)
+    console.print(f"The board: {html}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -33,9 +33,11 @@ from propagation.errors import ImageError, InputError, Missing, SettingsError, S
 from propagation.events import CampaignStarted, Certified, Commanded, Decided, Event
 from propagation.features import default_weights
 from propagation.masks import MaskTable, read_table, write_table
+from propagation.progress import History
 from propagation.strategies import Strategy
 from propagation.summary import statement
 from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
+from sync.board import Place
 from sync.daemon import Daemon
 from sync.examples import make_examples
 from sync.pages import VerifyProjects
@@ -188,6 +190,13 @@ def connection_of(store: Store) -> Connection:
     if known is None:
         raise StoreError("no project is connected; run: ls-propagate connect PROJECT")
     return Connection(**known)
+
+
+def place_of(store: Store, settings: Settings) -> Place:
+    """Where the campaign is, for the progress board."""
+    known = connection_of(store)
+    people = {int(number): name for number, name in (store.fact("people") or {}).items()}
+    return Place(known.server, known.project, known.title, known.pages, settings.labels, people)
 
 
 def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:
@@ -344,16 +353,33 @@ def open_campaign(store: Store, settings: Settings) -> Campaign:
 
     Raises SettingsError when the strategy's settings are no longer those that it began with.
     """
-    table, trees = load_table(store, settings), load_trees(store, settings)
-    campaign = Campaign(table, trees, settings.strategy)
-    for event in store.stream():
+    campaign = _begin(store, settings)
+    for event, _ in _log(store, settings):
+        campaign.apply(event)
+    return campaign
+
+
+def open_history(store: Store, settings: Settings) -> History:
+    """The same campaign with its history."""
+    history = History(_begin(store, settings))
+    for event, at in _log(store, settings):
+        history.take(event, at)
+        history.campaign.apply(event)
+    return history
+
+
+def _begin(store: Store, settings: Settings) -> Campaign:
+    return Campaign(load_table(store, settings), load_trees(store, settings), settings.strategy)
+
+
+def _log(store: Store, settings: Settings) -> Iterator[tuple[Event, datetime]]:
+    for event, at in store.timed():
         if isinstance(event, CampaignStarted) and not _same(event.settings, settings.strategy):
             raise SettingsError(
                 f"the campaign began with the strategy {dict(event.settings)}; set it so again, "
                 "or begin another campaign in another data_dir"
             )
-        campaign.apply(event)
-    return campaign
+        yield event, at
 
 
 def _same(begun: Mapping[str, Any], strategy: Strategy) -> bool:
@@ -379,7 +405,8 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
             f"the labeling config of project {connection.pages} cannot show the pages of this version; "
             f"run: ls-propagate connect {connection.project}"
         )
-    campaign = open_campaign(store, settings)
+    history = open_history(store, settings)
+    campaign = history.campaign
     labeling = labeling_of(gateway, connection, settings, campaign.table.categories)
     examples = _examples_of(store)
     labels = {category: labeling.label(category) for category in campaign.table.categories}
@@ -394,6 +421,7 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
         settings.abandoned_minutes * 60,
         settings.poll_seconds,
         connection.board,
+        history,
     )
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ls_propagate.simulation import DRAWING_SECONDS, ORACLE, QUESTION_SECONDS, ROWS, Curve
+from ls_propagate.simulation import ORACLE, ROWS, Curve
 from propagation.calibrated import CalibratedStrategy
 from propagation.paper import PaperStrategy
+from propagation.progress import DRAWING_SECONDS, QUESTION_SECONDS
 from propagation.simulate import Run, World
 
 # Okabe and Ito's colours, which colour-blind people can tell apart, without their yellow

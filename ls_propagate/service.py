@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from ls_propagate.pipeline import connection_of, open_daemon
+from ls_propagate.pipeline import connection_of, open_daemon, place_of
 from ls_propagate.settings import Settings
 from plugin import web
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import Campaign
-from propagation.errors import SettingsError, StoreError
+from propagation.errors import ServerError, SettingsError, StoreError
 from propagation.events import Commanded
+from sync.board import Board
 from sync.daemon import Step
 from sync.monitor import Monitor
 from sync.server import SECRET_HEADER, create_app, serve
@@ -30,8 +31,10 @@ RETRY_SECONDS = 5.0  # after the store has failed
 
 
 @contextmanager
-def serving(settings: Settings, store: Store, monitor: Monitor, wake: Callable[[], None]) -> Iterator[int]:
-    """Serve webhooks, health and figures; yields the port.
+def serving(
+    settings: Settings, store: Store, monitor: Monitor, wake: Callable[[], None], board: Board | None = None
+) -> Iterator[int]:
+    """Serve webhooks, health, figures and the progress board; yields the port.
 
     Raises SettingsError where others could reach the server and nothing keeps them out, and where webhooks are
     wanted without a secret.
@@ -46,7 +49,8 @@ def serving(settings: Settings, store: Store, monitor: Monitor, wake: Callable[[
     )
     if settings.webhook_url and not secret:
         raise SettingsError("webhook_url is set, but no secret for webhooks; set LS_PROPAGATE_WEBHOOK_SECRET")
-    served = serve(create_app(store, monitor, wake, secret, password), settings.daemon_host, settings.daemon_port)
+    app = create_app(store, monitor, wake, secret, password, board)
+    served = serve(app, settings.daemon_host, settings.daemon_port)
     try:
         yield served.port
     finally:
@@ -62,25 +66,38 @@ def run(
     wake: threading.Event,
     told: Callable[[Step], None],
     until_finished: bool = False,
+    board: Board | None = None,
 ) -> Campaign | None:
     """Wait for the store's lock, then run the daemon until it is stopped; the campaign, or None without a turn.
 
     A store that fails after the campaign has begun is waited for: its lock is taken anew, and the log read again.
     """
+    board = board or Board(settings.terms)
     begun = False
 
     def passed(step: Step) -> None:
         nonlocal begun
         begun = True
         monitor.passed(step, step.seconds)
+        if step.questions:
+            _meet(store, gateway, daemon.campaign)
+        show()
         told(step)
+
+    def show() -> None:
+        board.look(daemon.history, lambda: place_of(store, settings))
+
+    def alive() -> None:
+        monitor.alive()
+        show()
 
     while _turn(store, monitor, stop):
         try:
             daemon = open_daemon(gateway, store, settings)
             _hook(settings, store, gateway)
             monitor.began()
-            daemon.alive = monitor.alive
+            show()
+            daemon.alive = alive
             daemon.run(stop, settings.poll_seconds, passed, until_finished, wake, monitor.failed)
             return daemon.campaign
         except StoreError as error:
@@ -90,6 +107,7 @@ def run(
             monitor.failed(error)
         finally:
             store.lock().release()
+            board.close()
         stop.wait(RETRY_SECONDS)
     return None
 
@@ -140,6 +158,20 @@ def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:
         monitor.waiting()
         stop.wait(LOCK_SECONDS)
     return False
+
+
+def _meet(store: Store, gateway: Gateway, campaign: Campaign) -> None:
+    """Remember what annotators are called, where one has answered whose name is not known."""
+    known = store.fact("people") or {}
+    by = {str(page.answer.by) for page in campaign.pages.values() if page.answer}
+    if by <= known.keys():
+        return
+    try:
+        names = {str(number): name for number, name in gateway.people().items()}
+    except ServerError as error:
+        log.warning("%s; the progress board shows annotators by their numbers", error)
+        return
+    store.remember(people={number: names.get(number, f"account {number}") for number in by})
 
 
 def _hook(settings: Settings, store: Store, gateway: Gateway) -> None:

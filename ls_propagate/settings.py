@@ -19,6 +19,7 @@ from plugin.label_studio.pages import KEYS, Ask
 from propagation.calibrated import CalibratedStrategy
 from propagation.errors import SettingsError
 from propagation.paper import PaperStrategy
+from propagation.progress import DRAWING_SECONDS, Terms
 from propagation.strategies import Strategy as AnyStrategy
 from propagation.tree import EXACT_BELOW
 
@@ -176,6 +177,10 @@ class Settings(BaseSettings):
     daemon_password: SecretStr | None = None
     webhook_url: Annotated[str, _address("webhook_url")] | None = None
     webhook_secret: SecretStr | None = None
+    drawing_seconds: Annotated[float, Field(gt=0)] = DRAWING_SECONDS
+    hour_cost: Annotated[float, Field(ge=0)] | None = None
+    currency: Annotated[str, Field(max_length=8)] = ""
+    masks_wanted: Annotated[int, Field(ge=1)] | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
     backend_host: str = "127.0.0.1"
@@ -196,6 +201,11 @@ class Settings(BaseSettings):
     def artefacts(self) -> Path:
         """The folder of mask tables and trees."""
         return self.data_dir / "artefacts"
+
+    @property
+    def terms(self) -> Terms:
+        """What the progress board compares with."""
+        return Terms(self.drawing_seconds, self.hour_cost, self.currency, self.masks_wanted)
 
     @property
     def secrets(self) -> tuple[str, ...]:

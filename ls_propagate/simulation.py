@@ -25,14 +25,12 @@ from propagation.features import SETS, default_weights, mask_blocks
 from propagation.masks import Detections, MaskTable, build_table, mask_id
 from propagation.paper import PaperStrategy
 from propagation.posterior import covariates, fit
+from propagation.progress import QUESTION_SECONDS
 from propagation.quality import truth_iou
 from propagation.rle import Rle, read_segmentation
 from propagation.simulate import Job, Run, World, players, simulate
 from propagation.strategies import Strategy
 from propagation.tree import ClusterTree, build_tree
-
-QUESTION_SECONDS = 1.4  # a question, of the paper's annotators (section 4)
-DRAWING_SECONDS = 80.0  # a mask drawn by hand, the paper's figure for a polygon of COCO
 
 PUBLISHED = {"whole_clusters": True, "queue": "campaign", "clusters_a_round": 1}
 

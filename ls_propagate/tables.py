@@ -10,9 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ls_propagate.doctor.case import Finding
-from ls_propagate.simulation import DRAWING_SECONDS, QUESTION_SECONDS, Curve
+from ls_propagate.simulation import Curve
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
+from propagation.progress import DRAWING_SECONDS, QUESTION_SECONDS
 from propagation.simulate import Run, World
 from propagation.strategies import Strategy
 from propagation.summary import Row, summarize

@@ -19,7 +19,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed, MisdirectedRequ
 from propagation.errors import SettingsError
 
 REALM = 'Basic realm="ls-propagate"'
-#: Borne by every answer: none is a page, none belongs into another site's page, none is kept on the way.
+#: Borne by every answer that has no policy of its own: none is a page, none belongs into another site's page,
+#: none is kept on the way.
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -77,7 +78,8 @@ def guard(app: Flask, password: str | None, unguarded: Container[str], largest: 
 
     @app.after_request
     def add_headers(answer: Response) -> Response:
-        answer.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            answer.headers.setdefault(name, value)
         return answer
 
 

@@ -427,10 +427,16 @@ class CalibratedSearch:
         return self._reach(certificate, attempt.certified, rates, left, first)
 
     def _reach(
-        self, certificate: Certificate, certified: int, rates: Rates, left: float, first: bool
+        self,
+        certificate: Certificate,
+        certified: int,
+        rates: Rates,
+        left: float,
+        first: bool,
+        out: NDArray[np.int64] | int = 0,
     ) -> tuple[int, float, float]:
         sizes, bad_from = certificate.sizes(), certificate.bad_from(rates)
-        questions = questions_to(certificate, sizes, bad_from, certificate.expected, certified)
+        questions = questions_to(certificate, sizes, bad_from, certificate.expected, certified, out)
         gain = sizes - (sizes[certified - 1] if certified else 0)
         later = np.arange(1, certificate.count + 1) > certified
         finite = np.isfinite(questions)
@@ -639,7 +645,9 @@ class CalibratedSearch:
                 inside &= campaign.table.category == self._category[category]
             judged = int((inside & (campaign.verdict == YES)).sum())
             fresh = int((inside & (campaign.verdict == -1)).sum())
-            yes, weight = scope.standing.certificate.answers(inside, campaign.verdict == YES)
+            yes, weight = scope.standing.certificate.answers(
+                inside, campaign.verdict != -1, campaign.verdict == YES
+            )
             unknown |= fresh > 0 and weight == 0
             right += judged + fresh * yes / max(weight, 1e-9)
             size += judged + fresh
@@ -668,6 +676,41 @@ class CalibratedSearch:
         """The share that is proven of all that is written with the cluster."""
         return self.bound(cluster.rpartition("/")[0] if self._rule.scope == "category" else None)
 
+    def outlook(self, room: int | None) -> list[tuple[float, int]] | None:
+        """The sets of the open certificates that are within reach, with the questions that they may need.
+
+        Questions that wait for an answer count as wrong for a proof; here they count as not asked yet.
+        """
+        if not any(scope.attempts for scope in self._scopes.values()):
+            return None
+        campaign = self._campaign
+        accepted = campaign.accepted()
+        now = int(accepted.sum())
+        free = campaign.table.best & ~campaign.taken[campaign.table.image] & ~accepted
+        free &= (campaign.verdict == -1) | (campaign.verdict == YES)
+        waiting = np.concatenate([[], *(page.rows for page in campaign.waiting_pages)]).astype(np.int64)
+        left = np.inf if room is None else float(room + len(waiting))
+        spent, steps = 0.0, []
+        for scope in self._scopes.values():
+            attempt = scope.open
+            if attempt is None:
+                continue
+            certificate, certified = attempt.certificate, attempt.certified
+            rates = self._rates(certificate.alpha)
+            out = certificate.issued(waiting)
+            first = scope.standing is None
+            level, need, _ = self._reach(certificate, certified, rates, left - spent, first, out)
+            if not level or need > left - spent:
+                continue
+            needs = questions_to(
+                certificate, certificate.sizes(), certificate.bad_from(rates), certificate.expected, certified, out
+            )
+            levels = certificate.levels[free]
+            gains = np.cumsum(np.bincount(levels, minlength=certificate.count + 1)[1:])
+            steps += [(spent + float(needs[j]), now + int(gains[j])) for j in range(certified, level)]
+            spent, now = spent + need, now + int(gains[level - 1])
+        return steps
+
     def leftover(self) -> str:
         """Why masks are left."""
         return (
@@ -682,15 +725,17 @@ def questions_to(
     bad_from: NDArray[np.int64],
     expected: NDArray[np.float64],
     certified: int,
+    out: NDArray[np.int64] | int = 0,
 ) -> NDArray[np.float64]:
     """(k,) the questions that are likely to be missing until each set is proven; infinite where none would do.
 
     A look ahead, by which questions are aimed: what was answered counts as it fell out, what is missing as the
-    posterior and the answers so far let expect. sizes, bad_from: of the sets; expected: share of no in each.
+    posterior and the answers so far let expect. sizes, bad_from: of the sets; expected: share of no in each. out:
+    (k,) how many questions of what each set adds are asked, and taken for missing all the same.
     """
     rings = np.diff(sizes, prepend=0)
     means = np.clip(np.diff(expected * sizes, prepend=0.0) / np.maximum(rings, 1), 0.0, 1.0)
-    asked, wrong = certificate.rings()
+    asked, wrong = (count - out for count in certificate.rings())
     # the posterior may be off as a whole, and within each ring
     off = (wrong.sum() + PRIOR * 0.1) / (means @ asked + PRIOR * 0.1)
     strength = PRIOR * rings / max(sizes[-1], 1) + 4

@@ -283,13 +283,20 @@ class Certificate:
         asked, wrong = (np.array([sums[which][-1] for sums in self._sums]) for which in (0, 1))
         return asked, wrong
 
-    def answers(self, inside: NDArray[np.bool_], yes: NDArray[np.bool_]) -> tuple[float, float]:
-        """The weights of the questions asked ``inside``, of those answered yes and of all; both (n,).
+    def issued(self, rows: Ints) -> Ints:
+        """(k,) how many of some rows were asked of what each set adds to the one within it."""
+        rows = rows[self._issued[rows] & ~self._removed[rows]]
+        return np.bincount(self.levels[rows].astype(np.int64), minlength=self.count + 1)[1:]
+
+    def answers(
+        self, inside: NDArray[np.bool_], answered: NDArray[np.bool_], yes: NDArray[np.bool_]
+    ) -> tuple[float, float]:
+        """The weights of the questions answered ``inside``, of those answered yes and of all; each (n,).
 
         A question weighs as many masks as it stands for: what a set adds may be asked more or less densely.
         """
         rows = np.array(self._asked, dtype=np.int64)
-        rows = rows[~self._removed[rows]]
+        rows = rows[~self._removed[rows] & answered[rows]]
         ring = self.levels[rows].astype(np.int64) - 1
         weight = (self._sizes / np.maximum(np.bincount(ring, minlength=self.count), 1))[ring] * inside[rows]
         return float(weight[yes[rows]].sum()), float(weight.sum())

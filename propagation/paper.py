@@ -454,6 +454,10 @@ class PaperSearch:
         asked, right = self._campaign.evidence.get(cluster, (0, 0))
         return right / asked if asked else None
 
+    def outlook(self, room: int | None) -> list[tuple[float, int]] | None:
+        """None: what the rule will find is not known before it asks."""
+        return None
+
     def leftover(self) -> str:
         """Why masks are left."""
         return (

@@ -76,6 +76,12 @@ class Search(Protocol):
     def share(self, cluster: str) -> float | None:
         """The share of right masks that is claimed where a cluster's masks are written."""
 
+    def outlook(self, room: int | None) -> list[tuple[float, int]] | None:
+        """What at most ``room`` further questions are likely to bring, ascending: questions, masks accepted then.
+
+        A forecast: empty where no more is to be expected, None where there is nothing to make one from.
+        """
+
     def leftover(self) -> str:
         """Why masks are left undecided when there is nothing more to ask, as a clause."""
 

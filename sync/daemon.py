@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from plugin.label_studio.gateway import Gateway
 from propagation.campaign import NO, Campaign, PageState
 from propagation.errors import AnswerError, CommandError, Missing, NotLabelStudio, Refused, ServerError
 from propagation.events import Commanded, Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
+from propagation.progress import History
 from sync.changes import Changes
 from sync.clusters import FIELDS as CARD_FIELDS
 from sync.clusters import Board
@@ -59,7 +61,7 @@ class Daemon:
     write_every: accepted masks that are not yet written, from which on they are. abandoned_after: seconds that
     a page may be overtaken by later ones before it is asked again: somebody opened it and went away, and Label
     Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs. board:
-    the project where managers see clusters and give commands, None without one.
+    the project where managers see clusters and give commands, None without one. history: of the campaign so far.
 
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.
@@ -76,6 +78,7 @@ class Daemon:
         abandoned_after: float = 1800.0,
         poll_every: float = 2.0,
         board: int | None = None,
+        history: History | None = None,
     ) -> None:
         self.store = store
         self.gateway = gateway
@@ -85,6 +88,7 @@ class Daemon:
         self.write_every = write_every
         self.abandoned_after = abandoned_after
         self.poll_every = poll_every
+        self.history = history or History(campaign)
         self.stopping: Callable[[], bool] = lambda: False
         self.alive: Callable[[], None] = lambda: None  # is told during a long pass that it goes on
         self._tasks: Sequence[SourceTask] = store.source_tasks()
@@ -378,11 +382,13 @@ class Daemon:
         for choice in choices:
             chosen.append(choice)
             if not isinstance(choice, PageIssued):
+                self.history.take(choice, datetime.now(UTC))
                 self.campaign.apply(choice)
         if chosen:
             self.store.append(chosen)
         for choice in chosen:
             if isinstance(choice, PageIssued):
+                self.history.take(choice, datetime.now(UTC))
                 self.campaign.apply(choice)
         return chosen
 
@@ -392,7 +398,9 @@ class Daemon:
         if events or moved:
             self.store.append(events, **moved)
             self._cursors.update(moved)
+        now = datetime.now(UTC)
         for event in events:
+            self.history.take(event, now)
             self.campaign.apply(event)
             if len(self.campaign.revised):
                 self._revised.append(self.campaign.revised)

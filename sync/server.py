@@ -1,4 +1,4 @@
-"""The daemon's own server: Label Studio's webhooks in, health and figures out."""
+"""The daemon's own server: Label Studio's webhooks in; health, figures and the progress board out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import Any, Protocol
 from flask import Flask, Response, jsonify, request
 
 from plugin import web
+from plugin.board import render
 from propagation.errors import StoreError
+from sync.board import Board
 from sync.monitor import ACTIONS, OTHER, Monitor
 from sync.store import Hint
 
@@ -32,13 +34,19 @@ class Inbox(Protocol):
 
 
 def create_app(
-    store: Inbox, monitor: Monitor, wake: Callable[[], None], secret: str | None, password: str | None
+    store: Inbox,
+    monitor: Monitor,
+    wake: Callable[[], None],
+    secret: str | None,
+    password: str | None,
+    board: Board | None = None,
 ) -> Flask:
     """The daemon's WSGI application.
 
     wake: makes the daemon look at once. secret: what a webhook must bear in the header X-Propagate-Secret;
     without one every webhook is refused. password: what all else but health must bear by basic
-    authentication, as any user; without one, that is answered to loopback names only.
+    authentication, as any user; without one, that is answered to loopback names only. board: of the progress
+    board; without one, there never are figures.
     """
     app = Flask(__name__, static_folder=None)
     web.guard(app, password, {"/webhook", "/health", "/health/live", "/health/ready"}, LARGEST)
@@ -86,8 +94,36 @@ def create_app(
     def metrics() -> Response:
         return Response(monitor.metrics(), content_type=METRICS_TYPE)
 
+    @app.get("/board")
+    def progress_board() -> tuple[Response, int]:
+        edition = board.edition if board else None
+        page = render.waiting(monitor.ready()[1]) if edition is None else edition.page
+        answer = Response(page, content_type="text/html; charset=utf-8")
+        answer.headers["Content-Security-Policy"] = render.POLICY
+        return answer, 503 if edition is None else 200
+
+    @app.get("/board.json")
+    def figures() -> tuple[Response, int] | Response:
+        edition = board.edition if board else None
+        if edition is None:
+            return web.refusal(503, f"there are no figures here yet: {monitor.ready()[1]}")
+        answer = Response(edition.body, content_type="application/json")
+        answer.set_etag(edition.version)
+        answer.make_conditional(request)
+        return answer
+
+    @app.get("/board.css")
+    def style() -> Response:
+        return Response(render.asset("board.css"), content_type="text/css; charset=utf-8")
+
+    @app.get("/board.js")
+    def script() -> Response:
+        return Response(render.asset("board.js"), content_type="text/javascript; charset=utf-8")
+
     @app.get("/")
     def index() -> Response:
+        if request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html":
+            return Response(status=302, headers={"Location": "board"})
         return jsonify({path: next(iter(ways.values()))["summary"] for path, ways in description["paths"].items()})
 
     return app

@@ -114,12 +114,16 @@ class Store:
 
     def stream(self) -> Iterator[Event]:
         """The whole event log, in order, a few at a time; what is appended next continues what was read."""
+        return (event for event, _ in self.timed())
+
+    def timed(self) -> Iterator[tuple[Event, datetime]]:
+        """The same, each event with the time at which it was stored."""
         if self._mirror and self._lock.held():
             self._mirror.catch_up()
         self._seq = 0
-        for row in self._log(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.body):
+        for row in self._log(EVENTS.c.seq, EVENTS.c.kind, EVENTS.c.body, EVENTS.c.at):
             self._seq = row.seq
-            yield from_record(row.kind, row.body)
+            yield from_record(row.kind, row.body), row.at.replace(tzinfo=row.at.tzinfo or UTC)
 
     def since(self, at: datetime) -> list[Event]:
         """The events that were stored at a time or later, in order."""

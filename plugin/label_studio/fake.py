@@ -40,6 +40,10 @@ class FakeGateway:
     def user(self) -> User:
         return User(1, "daemon@example.com")
 
+    def people(self) -> dict[int, str]:
+        self.calls.append("people")
+        return {1: "daemon@example.com"}
+
     def projects(self) -> list[Project]:
         self.calls.append("projects")
         return list(self._projects.values())

@@ -81,6 +81,9 @@ class Gateway(Protocol):
 
     def user(self) -> User: ...
 
+    def people(self) -> dict[int, str]:
+        """The names of all accounts, by number: first and last name, or else the address."""
+
     def projects(self) -> list[Project]: ...
 
     def project(self, number: int) -> Project: ...
@@ -239,6 +242,9 @@ class LabelStudioGateway:
         own = self._wire.get("user", "api/current-user/whoami", lambda me: dict(me.get("custom_hotkeys") or {}))
         body = {"custom_hotkeys": {**own, **hotkeys}}
         self._wire.call("set_hotkeys", "PATCH", "api/current-user/hotkeys/", dict, body=body)
+
+    def people(self) -> dict[int, str]:
+        return self._wire.get("people", "api/users/", lambda answer: {_id(one): _name(one) for one in answer})
 
     def projects(self) -> list[Project]:
         found: list[Project] = []
@@ -582,6 +588,11 @@ def _filters(filters: Iterable[Filter]) -> Json:
 
 
 # what answers are made of; each raises what Python raises for JSON of another form
+
+
+def _name(person: Json) -> str:
+    full = f"{person.get('first_name') or ''} {person.get('last_name') or ''}".strip()
+    return full or str(person["email"])
 
 
 def _id(item: Any) -> int:

@@ -75,6 +75,12 @@ def test_the_caller_is_a_user_with_an_address(side: Any) -> None:
     assert user.id != side.person
 
 
+def test_everybody_has_a_name(side: Any) -> None:
+    me = side.gateway.user()
+    assert me.email in side.gateway.people()[me.id]
+    assert all(side.gateway.people().values())
+
+
 OF_NOTHING: dict[str, Callable[[Any], object]] = {
     "project": lambda gateway: gateway.project(NOWHERE),
     "config": lambda gateway: gateway.set_label_config(NOWHERE, "<View/>"),

@@ -33,8 +33,12 @@ import sync.server
 from ml_backend.segmenters.base import Image
 from plugin.label_studio.fake import FakeGateway
 from plugin.label_studio.images import decode
+from propagation.calibrated import CalibratedStrategy
+from propagation.campaign import Campaign
 from propagation.errors import StoreError, Unreachable
-from propagation.masks import Detections
+from propagation.masks import Detections, build_table
+from propagation.progress import History, Terms
+from sync.board import Board, Place
 from sync.monitor import Monitor
 from sync.server import SECRET_HEADER
 from sync.store import Hint
@@ -99,7 +103,10 @@ def picture() -> bytes:
 def daemon() -> Flask:
     monitor = Monitor()
     monitor.began()
-    return sync.server.create_app(Inbox(), monitor, lambda: None, SECRET, PASSWORD)
+    board = Board(Terms())
+    history = History(Campaign(build_table([], [], ["cell"], "bright-1"), [], CalibratedStrategy()))
+    board.look(history, lambda: Place("http://labels", 1, "cells", 2, {}, {}))
+    return sync.server.create_app(Inbox(), monitor, lambda: None, SECRET, PASSWORD, board)
 
 
 def backend() -> Flask:

@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from dataclasses import asdict
+from datetime import UTC, datetime
 
 import pytest
 from typer.main import get_command
@@ -281,3 +282,27 @@ def test_every_error_of_the_product_ends_in_one_line(run, monkeypatch):
     code, _, err = run("status")
     assert code == 1
     assert err == "error: [x] " + "very long " * 30 + "end\n"
+
+
+def test_the_report_is_one_file_of_what_the_campaign_says(run, configured, tmp_path):
+    configured.finished()
+    file = tmp_path / "deep" / "board.html"
+    code, out, _ = run("report", "--html", str(file))
+    assert code == 0
+    assert "board.html" in out
+    page = file.read_text("utf-8")
+    campaign = pipeline.open_campaign(configured.store, configured.settings)
+    assert f">{int(campaign.accepted().sum()):,}</a>" in page
+    assert "<script" not in page
+    assert not list(file.parent.glob("*.part"))
+
+
+def test_the_report_has_the_history_of_every_answer(run, configured, tmp_path):
+    configured.finished()
+    history = pipeline.open_history(configured.store, configured.settings)
+    points = history.points(datetime.now(UTC))
+    assert len(points) > 2
+    assert points[-1].questions == int((history.campaign.verdict >= 0).sum())
+    assert points[-1].accepted == int(history.campaign.accepted().sum())
+    daemon = pipeline.open_daemon(configured.gateway, configured.store, configured.settings)
+    assert daemon.history.points(datetime.now(UTC))[1:-1] == points[1:-1]

@@ -9,8 +9,9 @@ import pytest
 from pydantic import SecretStr
 
 from ls_propagate import pipeline, service
-from propagation.errors import SettingsError, StoreError
+from propagation.errors import ServerError, SettingsError, StoreError
 from propagation.events import ImageTaken, PageAnswered
+from sync.board import Board
 from sync.monitor import Monitor
 from sync.store import Store
 
@@ -32,6 +33,7 @@ class Life:
         self.settings = office.changed(**{"poll_seconds": 0.05, **settings})
         self.store = Store(self.settings.store_url)
         self.monitor = Monitor()
+        self.board = Board(self.settings.terms)
         self.stop, self.wake = threading.Event(), threading.Event()
         self.steps = []
         self.error = None
@@ -39,7 +41,10 @@ class Life:
 
     def _run(self, gateway):
         try:
-            service.run(self.settings, self.store, gateway, self.monitor, self.stop, self.wake, self.steps.append)
+            told = self.steps.append
+            service.run(
+                self.settings, self.store, gateway, self.monitor, self.stop, self.wake, told, board=self.board
+            )
         except Exception as error:
             self.error = error
 
@@ -110,7 +115,7 @@ def test_a_store_that_fails_from_the_first_is_told(begun, monkeypatch):
     def failing(*args):
         raise StoreError("the database is away")
 
-    monkeypatch.setattr(Store, "stream", failing)
+    monkeypatch.setattr(Store, "timed", failing)
     with running(begun) as life:
         waited_for(lambda: life.error)
     assert "away" in str(life.error)
@@ -167,3 +172,36 @@ def test_without_its_secrets_it_does_not_serve(begun, settings, lacking):
     with pytest.raises(SettingsError, match=lacking), served(begun, life, **settings):
         pass
     life.store.close()
+
+
+def test_the_board_follows_the_campaign_and_names_who_answered(begun, monkeypatch):
+    monkeypatch.setattr("sync.board.EVERY", 0.0)
+    monkeypatch.setattr("sync.board.SHARE", 1.0)
+    with running(begun) as life:
+        waited_for(lambda: life.steps)
+        assert life.board.edition.document["questions"]["answered"] == 0
+        answer_all(begun)
+        waited_for(lambda: life.board.edition.document["annotators"])
+        document = life.board.edition.document
+        assert document["questions"]["answered"] > 0
+        assert document["title"] == "cells"
+        (annotator,) = document["annotators"]
+        known = begun.gateway.people()
+        assert annotator["name"] == known.get(annotator["annotator"], f"account {annotator['annotator']}")
+    assert life.board.edition is None  # the campaign is nobody's now
+
+
+def test_names_that_the_server_does_not_tell_are_numbers(begun, monkeypatch):
+    def refusing(self):
+        raise ServerError("the server stumbles")
+
+    monkeypatch.setattr(type(begun.gateway), "people", refusing)
+    monkeypatch.setattr("sync.board.EVERY", 0.0)
+    monkeypatch.setattr("sync.board.SHARE", 1.0)
+    with running(begun) as life:
+        waited_for(lambda: life.steps)
+        answer_all(begun)
+        waited_for(lambda: life.board.edition and life.board.edition.document["annotators"])
+        (annotator,) = life.board.edition.document["annotators"]
+        assert annotator["name"] == f"account {annotator['annotator']}"
+    assert life.error is None

@@ -11,7 +11,11 @@ import httpx
 import pytest
 from flask.testing import FlaskClient
 
+from propagation.campaign import Campaign
 from propagation.errors import SettingsError, StoreError
+from propagation.paper import PaperStrategy
+from propagation.progress import History, Terms
+from sync.board import Board, Place
 from sync.daemon import Step
 from sync.monitor import Monitor
 from sync.server import LARGEST, LARGEST_READ, MOST_TASKS, SECRET_HEADER, create_app, read_hint, serve
@@ -260,3 +264,65 @@ def test_the_server_is_served_and_closed(inbox: Inbox, monitor: Monitor, wakes: 
     assert inbox.hints == [Hint("other", None)]  # without a content type it is not read
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/health")
+
+
+@pytest.fixture
+def board(table: Any, tree: Any) -> Board:
+    """A board with an edition of a campaign that nobody has answered."""
+    made = table([0.9] * 12)
+    history = History(Campaign(made, [tree(made, range(12))], PaperStrategy()))
+    board = Board(Terms())
+    board.look(history, lambda: Place("http://labels", 1, "cells", 2, {}, {}))
+    return board
+
+
+def reader(board: Board | None, password: str | None = None) -> FlaskClient:
+    return create_app(Inbox(), Monitor(), lambda: None, SECRET, password, board).test_client()
+
+
+def test_the_board_is_a_page_that_loads_nothing_from_elsewhere(board: Board) -> None:
+    answer = reader(board).get("/board")
+    assert answer.status_code == 200
+    assert answer.content_type == "text/html; charset=utf-8"
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert answer.headers["X-Frame-Options"] == "DENY"
+    assert b"cells" in answer.data
+    for path, kind in (("/board.css", "text/css"), ("/board.js", "text/javascript")):
+        assert reader(board).get(path).content_type.startswith(kind)
+
+
+def test_who_has_the_latest_figures_gets_none(board: Board) -> None:
+    client = reader(board)
+    answer = client.get("/board.json")
+    assert answer.get_json()["masks"]["found"] == 12
+    again = client.get("/board.json", headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.data) == (304, b"")
+    assert client.get("/board.json", headers={"If-None-Match": '"older"'}).status_code == 200
+    assert f'data-version="{answer.headers["ETag"].strip(chr(34))}"' in client.get("/board").text
+
+
+@pytest.mark.parametrize("made", [None, Board(Terms())])
+def test_without_figures_the_board_says_why(made: Board | None) -> None:
+    page, figures = reader(made).get("/board"), reader(made).get("/board.json")
+    assert (page.status_code, figures.status_code) == (503, 503)
+    assert "has not begun yet" in page.text
+    assert "has not begun yet" in figures.get_json()["error"]
+
+
+def test_the_board_asks_for_the_password(board: Board) -> None:
+    client = reader(board, PASSWORD)
+    for path in ("/", "/board", "/board.json", "/board.css", "/board.js"):
+        assert client.get(path).status_code == 401
+        assert client.get(path, auth=("anybody", PASSWORD)).status_code in (200, 302)
+
+
+def test_a_browser_is_led_to_the_board(board: Board) -> None:
+    client = reader(board)
+    browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+    answer = client.get("/", headers={"Accept": browser})
+    assert (answer.status_code, answer.headers["Location"]) == (302, "board")
+    for machine in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
+        assert "/board" in client.get("/", headers=machine).get_json()

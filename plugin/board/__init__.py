@@ -1,0 +1,1 @@
+"""The progress board: a document of figures as a page."""
