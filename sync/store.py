@@ -209,9 +209,9 @@ class Store:
     def notice(self, hint: Hint) -> None:
         """Put a hint into the inbox; a few milliseconds, from any thread or process.
 
-        It may be lost in a power cut, as any webhook may.
+        Without commands it may be lost in a power cut, as any webhook may.
         """
-        with self.database.writing(durable=False) as connection:
+        with self.database.writing(durable=bool(hint.commands)) as connection:
             if self.database.file is None:  # else one may be committed after a later one was read and forgotten
                 connection.execute(advisory("pg_advisory_xact_lock", NOTICE))
             connection.execute(sa.insert(INBOX).values(body=asdict(hint), at=datetime.now(UTC)))
