@@ -92,8 +92,9 @@ class Campaign:
     pages: by name; page_of: by the task that they became.
     verdict: (n,) int8 a mask, -1 unasked, 0 no, 1 yes, 2 unsure. state: of clusters that are or were at
     the front of the search, by (tree, node). evidence: verdicts and yes among them by which a cluster was
-    decided. intended: of each source task, the digests of all results meant for it; ours: its annotation, and
-    the task's version, as last written. whole: whether the log tells everything. revised: the rows whose verdict
+    decided. intended: of each source task, the digests of all results meant for it; halfway: the tasks that were
+    to be written and, as far as is known, were not; ours: of each task its annotation, and the task's version, as
+    last written. whole: whether the log tells everything. revised: the rows whose verdict
     the latest event changed or took back. gold: the answers to questions whose truth is known. leaf: (n,) where
     a mask stands in the leaf order of its tree. commands: what managers said. search: the strategy at work.
     """
@@ -109,6 +110,7 @@ class Campaign:
         self.state: dict[tuple[int, int], State] = {}
         self.evidence: dict[str, tuple[int, int]] = {}
         self.intended: dict[int, set[str]] = {}
+        self.halfway: set[int] = set()
         self.ours: dict[int, tuple[int, str]] = {}
         self.whole = True
         self.revised: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -159,11 +161,13 @@ class Campaign:
                 self.gold += Gold(event.wrong, event.missed, event.right, event.marked)
             case WriteIntended():
                 self.intended.setdefault(event.task, set()).add(event.digest)
+                self.halfway.add(event.task)
             case MasksWritten():
                 rows = self.rows_of(event.masks).astype(np.int32)
                 self._written += len(rows) - len(self.standing(event.task))
                 self._standing[event.task] = np.sort(rows)
                 self.ours[event.task] = event.annotation, event.version
+                self.halfway.discard(event.task)
             case HistoryLost():
                 self.whole = False
         self.search.apply(event)

@@ -19,7 +19,7 @@ DRAWING_SECONDS = 80.0  # a mask drawn by hand, the paper's figure for a polygon
 POINTS = 60  # of the history, at most
 EXAMPLES = 5  # clusters named of each state, the largest
 EDGES = np.outer(10 ** np.arange(9), (1, 3)).ravel()  # of bins of cluster sizes
-STATES = ("accepted", "proposed", "asking", "open", "rejected", "split")
+STATES = ("accepted", "proposed", "asking", "open", "rejected", "split", "undone")
 PER_HOUR = 3600.0
 
 
@@ -236,8 +236,9 @@ def _reached(ahead: Sequence[Point], wanted: int | None) -> dict[str, Any] | Non
 
 def _clusters(campaign: Campaign) -> dict[str, Any]:
     """Clusters and masks of each state, by the cluster's size."""
-    keys = np.array(list(campaign.state), dtype=np.int64).reshape(-1, 2)
-    codes = np.array([STATES.index(state) for state in campaign.state.values()], dtype=np.int64)
+    states = campaign.states()
+    keys = np.array(list(states), dtype=np.int64).reshape(-1, 2)
+    codes = np.array([STATES.index(state) for state in states.values()], dtype=np.int64)
     sizes = np.zeros(len(keys), dtype=np.int64)
     for place, tree in enumerate(campaign.trees):
         here = keys[:, 0] == place

@@ -89,6 +89,7 @@ class _Images:
         self._tasks = {places[task.image]: task for task in tasks if task.image in places}
         self._order = np.argsort(table.image, kind="stable")
         self._ends = [0, *np.cumsum(np.bincount(table.image, minlength=len(places))).tolist()]
+        self._place_of = {task.task: place for place, task in self._tasks.items()}
         self._kind = np.full(len(places), -1)  # 1 fresh, 0 written before
         self._standing = np.zeros(len(table), dtype=bool)
         for place, task in self._tasks.items():
@@ -103,6 +104,8 @@ class _Images:
         self._accepted = self._campaign.accepted()
         wrong = np.zeros(len(self._kind), dtype=bool)
         wrong[self._campaign.table.image[self._accepted != self._standing]] = True
+        halfway = [self._place_of[task] for task in self._campaign.halfway if task in self._place_of]
+        wrong[np.array(halfway, dtype=np.int64)] = True
         due = wrong & (self._kind == fresh) & ~self._campaign.taken
         return np.flatnonzero(due[after + 1 :]) + after + 1
 
