@@ -19,6 +19,7 @@ from ls_propagate.settings import PrecomputedSettings, Settings
 from ml_backend.detect import detect as detect_masks
 from ml_backend.segmenters.base import Segmenter
 from ml_backend.segmenters.precomputed import Precomputed
+from plugin.label_studio.drawing import DRAWING_SETTINGS
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name
 from plugin.label_studio.labeling import Labeling, read_labeling
@@ -34,6 +35,7 @@ from propagation.summary import statement
 from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
 from sync.daemon import Daemon
 from sync.pages import VerifyProjects
+from sync.sample import Sample, draw_sample, post_sample, report
 from sync.source import Source, pool, push_predictions
 from sync.store import SourceTask, Store
 
@@ -146,11 +148,13 @@ def _made(gateway: Gateway, source: Project, kind: str) -> int | None:
     return next((p.id for p in gateway.projects() if p.description == _mark(source, kind)), None)
 
 
-def _own_project(gateway: Gateway, source: Project, kind: str, title: str, settings: Any) -> int:
+def _own_project(
+    gateway: Gateway, source: Project, kind: str, title: str, settings: Any, config_name: str | None = None
+) -> int:
     made = _made(gateway, source, kind)
     if made is not None:
         return made
-    config = files("plugin.label_studio").joinpath(f"configs/{kind}.xml").read_text()
+    config = files("plugin.label_studio").joinpath(f"configs/{config_name or kind}.xml").read_text()
     return gateway.create_project(title, config, _mark(source, kind), settings).id
 
 
@@ -350,6 +354,31 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
         settings.abandoned_minutes * 60,
         settings.poll_seconds,
     )
+
+
+def quality(
+    gateway: Gateway, store: Store, settings: Settings, size: int | None = None, new: bool = False
+) -> dict[str, Any]:
+    """What an expert's outlines say of a random sample of the accepted masks, made where there is none yet.
+
+    size: masks of a sample that is to be made. Raises InputError where there is nothing to make one of.
+    """
+    connection, campaign = connection_of(store), open_campaign(store, settings)
+    samples: list[dict[str, Any]] = store.fact("quality") or []
+    if new or not samples:
+        samples.append(asdict(draw_sample(campaign, size, len(samples))))
+        store.remember(quality=samples)  # before anything depends on it
+    elif size is not None and size != samples[-1]["size"]:
+        raise InputError(f"a sample of {samples[-1]['size']} masks is out; add --new for one of {size}")
+    sample = Sample(**samples[-1])
+    source = gateway.project(connection.project)
+    kind = "drawing" if sample.number == 0 else f"drawing {sample.number + 1}"
+    title = f"{source.title[:30]} · {kind}"
+    project = _own_project(gateway, source, kind, title, DRAWING_SETTINGS, "drawing")
+    locations = {task.image: task.location for task in store.source_tasks()}
+    post_sample(gateway, project, connection.crops, campaign.table, sample, locations)
+    told = report(gateway, project, campaign, sample)
+    return {**told, "address": f"{connection.server}/projects/{project}/data?labeling=1"}
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def page_task(page_id: str, category: str, questions: Sequence[Question]) -> dic
         raise InputError(f"page {page_id} asks mask {twice} twice: give each mask once")
     return {
         "data": {
-            "question": f"Which of these are NOT a correctly outlined “{_in_a_line(category)}”?",
+            "question": f"Which of these are NOT a correctly outlined “{in_a_line(category)}”?",
             "page": page_id,
             "crops": [_choice(question, key) for question, key in zip(questions, KEYS[: len(ids)], strict=True)],
         }
@@ -84,7 +84,7 @@ def _choice(question: Question, key: str) -> dict[str, str]:
     }
 
 
-def _in_a_line(name: str) -> str:
+def in_a_line(name: str) -> str:
     """A name within a sentence: without line breaks, not too long, its direction of writing kept to itself."""
     cut = name[: LONGEST_NAME - 1] + "…" if len(name) > LONGEST_NAME else name
     # control characters and lone halves of a pair are what a database or JSON may not take
