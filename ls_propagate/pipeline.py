@@ -376,7 +376,7 @@ def quality(
     title = f"{source.title[:30]} · {kind}"
     project = _own_project(gateway, source, kind, title, DRAWING_SETTINGS, "drawing")
     locations = {task.image: task.location for task in store.source_tasks()}
-    post_sample(gateway, project, connection.crops, campaign.table, sample, locations)
+    post_sample(gateway, project, connection.crops, campaign, sample, locations)
     told = report(gateway, project, campaign, sample)
     return {**told, "address": f"{connection.server}/projects/{project}/data?labeling=1"}
 

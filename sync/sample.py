@@ -19,7 +19,6 @@ from plugin.label_studio.images import decode
 from plugin.label_studio.pages import is_answer
 from propagation.campaign import Campaign
 from propagation.errors import AnswerError, ImageError, InputError, MaskError
-from propagation.masks import MaskTable
 from propagation.quality import drawn_quality
 from propagation.rle import Rle, decode_window
 from propagation.summary import statement
@@ -58,7 +57,7 @@ def post_sample(
     gateway: Gateway,
     project: int,
     crops: int,
-    table: MaskTable,
+    campaign: Campaign,
     sample: Sample,
     locations: Mapping[str, str],
 ) -> int:
@@ -67,8 +66,9 @@ def post_sample(
     One whose image cannot be read is left out, and tried again the next time.
     """
     there = {task["data"].get("mask") for task in gateway.tasks(project, ["data"])}
-    rows = {mask: place for place, mask in enumerate(table.ids.tolist()) if mask in set(sample.masks)}
-    lacking = [mask for mask in sample.masks if mask not in there and mask in rows]
+    table = campaign.table
+    rows = dict(zip(sample.masks, campaign.rows_of(sample.masks).tolist(), strict=True))
+    lacking = [mask for mask in sample.masks if mask not in there]
     made = 0
     for part in chunks(lacking, AT_ONCE):
         shown = {}

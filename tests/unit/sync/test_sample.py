@@ -25,7 +25,7 @@ def posted(world, campaign, size=10):
     locations = {task.image: task.location for task in store.source_tasks()}
     for expected in (len(sample.masks), 0):  # the second time nothing is left to make
         crops = world.verify.crops
-        assert post_sample(world.gateway, project, crops, campaign.table, sample, locations) == expected
+        assert post_sample(world.gateway, project, crops, campaign, sample, locations) == expected
     return sample, project
 
 
