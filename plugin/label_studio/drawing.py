@@ -13,7 +13,8 @@ from propagation.rle import Rle
 NONE = "none"
 _HOW_TO = """
 Outline <b>the whole object at the yellow ring, and nothing else</b>, as far as it can be seen: press 1 and click
-around it, or press 2 and paint it. An object in several parts takes several outlines. Go by the image alone.<br><br>
+around it, or press 2 and paint it. An object in several parts takes several outlines. Go by the image
+alone.<br><br>
 No object of that kind at the ring? Press 0. Then submit.
 """
 
