@@ -37,6 +37,8 @@ from ls_propagate.tables import (
     finding_line,
     forecast_lines,
     forecast_table,
+    quality_lines,
+    quality_table,
     simulation_lines,
     simulation_table,
     summary_table,
@@ -299,6 +301,27 @@ def report(
     draft.write_text(page, "utf-8")
     draft.replace(html)
     console.print(f"The board: {html}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def quality(
+    config: Config = None,
+    sample: Annotated[int | None, typer.Option(min=1, help="Accepted masks to be drawn by an expert.")] = None,
+    new: Annotated[bool, typer.Option("--new", help="Draw another sample, in another project.")] = False,
+    as_json_: AsJson = False,
+) -> None:
+    """Measure the accepted masks against outlines that an expert draws, without seeing them, of a random sample.
+
+    The first run makes the project; every later one reads what is drawn so far.
+    """
+    with _connected(config) as (settings, store, gateway):
+        told = pipeline.quality(gateway, store, settings, sample, new)
+    if as_json_:
+        print(json.dumps(told, indent=1))
+        return
+    console.print(quality_table(told))
+    for line in quality_lines(told):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

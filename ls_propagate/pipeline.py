@@ -23,6 +23,7 @@ from ml_backend.detect import detect as detect_masks
 from ml_backend.segmenters.base import Segmenter
 from ml_backend.segmenters.precomputed import Precomputed
 from plugin.label_studio.clusters import BOARD_SETTINGS, tabs
+from plugin.label_studio.drawing import DRAWING_SETTINGS
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name
 from plugin.label_studio.labeling import Labeling, read_labeling
@@ -41,6 +42,7 @@ from sync.board import Place
 from sync.daemon import Daemon
 from sync.examples import make_examples
 from sync.pages import VerifyProjects
+from sync.sample import Sample, draw_sample, post_sample, report
 from sync.source import Source, pool, push_predictions
 from sync.store import SourceTask, Store
 
@@ -465,6 +467,30 @@ def _latest(campaign: Campaign, events: Sequence[Event]) -> Iterator[str]:
         key = campaign.find(cluster)
         if key not in states and now.get(key) in ("accepted", "rejected", "split"):
             yield cluster
+
+
+def quality(
+    gateway: Gateway, store: Store, settings: Settings, size: int | None = None, new: bool = False
+) -> dict[str, Any]:
+    """What an expert's outlines say of a random sample of the accepted masks, made where there is none yet.
+
+    size: masks of a sample that is to be made. Raises InputError where there is nothing to make one of.
+    """
+    connection, campaign = connection_of(store), open_campaign(store, settings)
+    samples: list[dict[str, Any]] = store.fact("quality") or []
+    if new or not samples:
+        samples.append(asdict(draw_sample(campaign, size, len(samples))))
+        store.remember(quality=samples)  # before anything depends on it
+    elif size is not None and size != samples[-1]["size"]:
+        raise InputError(f"a sample of {samples[-1]['size']} masks is out; add --new for one of {size}")
+    sample = Sample(**samples[-1])
+    source = gateway.project(connection.project)
+    kind = "drawing" if sample.number == 0 else f"drawing {sample.number + 1}"
+    project = _own_project(gateway, source, kind, _config("drawing"), DRAWING_SETTINGS)
+    locations = {task.image: task.location for task in store.source_tasks()}
+    post_sample(gateway, project, connection.crops, campaign, sample, locations)
+    told = report(gateway, project, campaign, sample)
+    return {**told, "address": f"{connection.server}/projects/{project}/data?labeling=1"}
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:

@@ -175,6 +175,49 @@ def forecast_lines(told: dict[str, Any]) -> list[str]:
     ]
 
 
+def quality_table(told: dict[str, Any]) -> Table:
+    """What an expert's outlines say, a row a category, for the terminal. told: of ``sync.sample.report``."""
+    table = Table(title="As an expert draws them")
+    table.add_column("category")
+    for name in ("drawn", "no such object", "SQ (mean IoU)", "of one object", "right"):
+        table.add_column(name, justify="right")
+    for row in [*told["categories"], told["total"]]:
+        table.add_row(
+            _plain(row["category"]),
+            str(row["drawn"]),
+            str(row["none"]),
+            _within(row["sq"], row["sq_low"], row["sq_high"]),
+            _within(row["matched"], None, None),
+            _within(row["right_share"], row["right_low"], row["right_high"]),
+            end_section=row is told["categories"][-1],
+        )
+    table.caption = "with 95 % intervals; of one object: the mean of IoUs above 0.5 alone; right: IoU above 0.75"
+    return table
+
+
+def _within(share: float | None, low: float | None, high: float | None) -> str:
+    if share is None:
+        return "–"
+    return f"{share:.1%}" if low is None else f"{share:.1%} ({low:.1%} – {high:.1%})"
+
+
+def quality_lines(told: dict[str, Any]) -> list[str]:
+    """What the table of an expert's outlines leaves out. told: of ``sync.sample.report``."""
+    lines = [
+        f"{told['total']['drawn']} of {told['sample']} masks drawn, a random sample of {told['of']:,} accepted "
+        f"ones; draw at {told['address']}",
+        told["statement"],
+    ]
+    if told["taken_back"]:
+        lines.append(f"{told['taken_back']} of the sample were taken back since, and are left out.")
+    if told["accepted_since"]:
+        lines.append(
+            f"{told['accepted_since']:,} masks were accepted since, of which the sample tells nothing; for one of "
+            "all, add --new."
+        )
+    return lines + [f"left out: {problem}" for problem in told["problems"]]
+
+
 def finding_line(finding: Finding) -> Text:
     """What a check found, and what to do about it, on one line."""
     colour = {"good": "green", "doubtful": "yellow", "bad": "bold red"}[finding.state]

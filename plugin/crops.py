@@ -22,6 +22,8 @@ DARK = 140  # where the brightest hundredth of a crop is below this, the crop is
 MOST_GAIN = 4.0  # more would show mostly noise
 LINE = np.array([255, 232, 31], np.float32)  # yellow: red is the verify page's mark of a wrong mask
 HALO = np.array([16, 16, 16], np.float32)
+PLACE_SIDE = 900  # output pixels of a place to draw in
+RING = 7  # radius in output pixels of the ring that tells which object is meant
 LINE_WIDTH, HALO_WIDTH = 1.8, 4.2  # output pixels
 GAP = 8  # output pixels between the crops of a strip
 
@@ -77,6 +79,47 @@ def draw_crop(
 def whole_image(pixels: NDArray[np.uint8]) -> bytes:
     """An image (H, W, 3) as a JPEG."""
     return _jpeg(pixels)
+
+
+def render_place(
+    pixels: NDArray[np.uint8], rle: Rle, rng: np.random.Generator, side: int = PLACE_SIDE
+) -> tuple[bytes, tuple[int, int, int, int]]:
+    """A JPEG of a mask's surroundings with a ring at the mask's innermost point; its x, y, width, height there.
+
+    Where the object ends is not shown: the piece is three to five times as long as the mask, which lies anywhere
+    in it. Its longer side has ``side`` pixels. Raises MaskError for an empty mask or one of another image size.
+    """
+    if tuple(rle["size"]) != pixels.shape[:2]:
+        raise MaskError(f"the mask is of an image of {tuple(rle['size'])} pixels, this one has {pixels.shape[:2]}")
+    x, y, w, h = (int(number) for number in coco.toBbox(dict(rle)))
+    if not w or not h:
+        raise MaskError("the mask is empty, so there is no place to show")
+    length = round(max(w, h) * rng.uniform(3, 5)) + 2 * LEAST_MARGIN
+    left, wide = _stretch(x, w, length, pixels.shape[1], rng)
+    top, high = _stretch(y, h, length, pixels.shape[0], rng)
+    mask = np.pad(decode_window(rle, x, y, w, h).astype(np.uint8), 1)
+    depth = cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_5)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    scale = side / max(wide, high)
+    size = max(round(wide * scale), 1), max(round(high * scale), 1)
+    canvas = cv2.resize(
+        _lightened(pixels[top : top + high, left : left + wide]),
+        size,
+        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC,
+    )
+    at = round((x + int(column) + 0.5 - left) * scale), round((y + int(row) + 0.5 - top) * scale)
+    for colour, width in ((HALO, 4), (LINE, 2)):
+        cv2.circle(canvas, at, RING, colour.tolist(), width, cv2.LINE_AA)
+    jpeg = cv2.imencode(".jpg", cv2.cvtColor(canvas, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 92])[1]
+    return jpeg.tobytes(), (left, top, wide, high)
+
+
+def _stretch(start: int, extent: int, length: int, limit: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Where a stretch of ``length`` begins that has another in it, and how much of it is within ``limit``."""
+    margin = min(max(extent // 2, LEAST_MARGIN), (length - extent) // 2)
+    begin = start - round(rng.uniform(margin, length - extent - margin))
+    begin = max(0, min(begin, limit - length))
+    return begin, min(length, limit - begin)
 
 
 def unreadable_crop(side: int = SIDE) -> bytes:

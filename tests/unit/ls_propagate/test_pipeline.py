@@ -9,6 +9,7 @@ import pytest
 from pycocotools.coco import COCO
 
 from ls_propagate import pipeline
+from ls_propagate.tables import quality_lines, quality_table
 from plugin.label_studio.pages import config_of
 from plugin.label_studio.regions import mask_of
 from propagation.errors import ConfigError, ImageError, InputError, Missing, SettingsError, StoreError
@@ -399,3 +400,26 @@ def test_a_daemon_asks_as_the_project_was_connected(office):
     office.prepared()
     with pytest.raises(SettingsError, match="asks by ask = 'page'"):
         pipeline.open_daemon(office.gateway, office.store, office.changed(ask="single"))
+
+
+def test_an_expert_draws_a_sample_in_a_project_of_its_own(make_office):
+    office = make_office().prepared().finished()
+    with pytest.raises(InputError, match="--sample"):
+        pipeline.quality(office.gateway, office.store, office.settings)
+    first = pipeline.quality(office.gateway, office.store, office.settings, 5)
+    assert (first["sample"], first["total"]["drawn"]) == (5, 0)
+    project = int(first["address"].split("/projects/")[1].split("/")[0])
+    tasks = list(office.gateway.tasks(project, ["data"]))
+    assert len(tasks) == 5
+    none = {"from_name": "none", "to_name": "image", "type": "choices", "value": {"choices": ["none"]}}
+    office.gateway.submit(tasks[0]["id"], [none])
+    again = pipeline.quality(office.gateway, office.store, office.settings)
+    assert again["address"] == first["address"]
+    assert (again["total"]["drawn"], again["total"]["sq"]) == (1, 0.0)
+    assert len(list(office.gateway.tasks(project, ["data"]))) == 5
+    with pytest.raises(InputError, match="--new"):
+        pipeline.quality(office.gateway, office.store, office.settings, 6)
+    other = pipeline.quality(office.gateway, office.store, office.settings, 6, new=True)
+    assert other["address"] != first["address"]
+    assert len(quality_lines(other)) == 2
+    assert quality_table(other).row_count == 2
