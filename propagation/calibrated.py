@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -13,6 +14,7 @@ from scipy.special import bdtr
 from propagation.annotators import PERFECT, Rates
 from propagation.certificate import STRENGTH, Certificate, Level, log_evidence, pack, unpack
 from propagation.events import (
+    CampaignStarted,
     CertificateClosed,
     CertificateOpened,
     Certified,
@@ -32,7 +34,7 @@ from propagation.strategies import Choice, Claim, Draw, require
 from propagation.tree import ClusterTree
 
 if TYPE_CHECKING:
-    from propagation.campaign import Campaign, State
+    from propagation.campaign import Campaign, PageState, State
 
 NO, YES = 0, 1
 PRIOR = 60.0  # answers that the posterior's word on a set is worth, where questions are aimed
@@ -123,7 +125,9 @@ class CalibratedStrategy:
 class Attempt:
     """A certificate on its way: its number, how far it was proven at which steps, whether more is asked for it.
 
-    doubted: an answer was changed, so that what was proven may no longer be. peak: the most that ever was.
+    doubted: an answer was changed, so that what was proven may no longer be. peak: the most that ever was. before:
+    how many verdicts there were of which account when it was opened; since: how many of its questions have one;
+    pages: the account and the questions of each page among these.
     """
 
     number: int
@@ -132,6 +136,17 @@ class Attempt:
     open: bool = True
     doubted: bool = False
     peak: int = 0
+    before: Counter[int] = field(default_factory=Counter)
+    since: Counter[int] = field(default_factory=Counter)
+    pages: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def answered(self, page: str, by: int | None, questions: int) -> None:
+        """Count so many questions of a page as answered by an account, or by none."""
+        account, many = self.pages.pop(page, (0, 0))
+        self.since[account] -= many
+        if by is not None and questions:
+            self.pages[page] = by, questions
+            self.since[by] += questions
 
     @property
     def certified(self) -> int:
@@ -181,8 +196,10 @@ class CalibratedSearch:
         self._left = False  # the latest event was of an image that left; of many in a row, the last one is weighed
         self._posterior: tuple[int, Posterior] | None = None
         names = [tree.category for tree in campaign.trees] if strategy.scope == "category" else [""]
-        usable = self._alpha * (1 - (GOLD_ALPHA if strategy.rates == "gold" else 0))
-        self._scopes = {name: Scope(name, usable / max(len(names), 1)) for name in names}
+        self._measured = False
+        self._scopes = {name: Scope(name, self._alpha / max(len(names), 1)) for name in names}
+        if strategy.rates == "gold":
+            self._measure()
         self._category = {name: place for place, name in enumerate(table.categories)}
 
     # the fold
@@ -192,6 +209,8 @@ class CalibratedSearch:
         if self._left and not isinstance(event, ImageTaken):
             self._weigh()
         match event:
+            case CampaignStarted(gold=gold) if gold and not self._measured:
+                self._measure()
             case PageIssued():
                 rows = self._campaign.pages[event.page].rows
                 self._asked += len(rows) if event.attempt == 1 else 0
@@ -199,7 +218,7 @@ class CalibratedSearch:
                     if attempt.open:
                         attempt.certificate.issue(rows)
             case PageAnswered() | PageReturned() | PageReopened():
-                self._answered(self._campaign.pages[event.page].rows)
+                self._answered(self._campaign.pages[event.page])
             case ImageTaken():
                 taken = np.flatnonzero(self._campaign.taken[self._campaign.table.image])
                 for attempt in self._attempt.values():
@@ -225,12 +244,23 @@ class CalibratedSearch:
     def _weigh(self) -> None:
         # the greatest evidence is part of the state: it must not depend on when somebody asks for it
         for attempt in self._attempt.values():
-            attempt.certificate.evidence(self._rates(attempt.certificate.alpha))
+            attempt.certificate.evidence(self._rates(attempt))
 
-    def _answered(self, rows: NDArray[np.int64]) -> None:
+    def _measure(self) -> None:
+        """Learn the annotators' rates from gold: a part of the error is theirs."""
+        self._measured = True
+        for scope in self._scopes.values():
+            scope.alpha *= 1 - GOLD_ALPHA
+
+    def _answered(self, page: PageState) -> None:
+        counted, rows = page.asked.counted, page.rows
+        if not len(self._campaign.revised) and (page.refused if counted is None else counted is not page):
+            return  # an answer that changes no verdict
         self._posterior = None
         yes = self._campaign.verdict[rows] == YES
+        by = counted.answer.by if counted and counted.answer else None
         for attempt in self._attempt.values():
+            attempt.answered(page.asked.pages[0].issued.page, by, attempt.certificate.asks(rows))
             attempt.doubted |= bool(len(self._campaign.revised))
             attempt.certificate.answer(rows, yes)
             if attempt.certificate.knew(rows):
@@ -246,7 +276,7 @@ class CalibratedSearch:
             self._campaign.verdict != -1,
             np.array(event.expected),
             self._rule.target,
-            event.alpha * (1 if self._rule.perfect else 1 - DOUBT_ALPHA),
+            event.alpha * (1 if self._perfect else 1 - DOUBT_ALPHA),
             (self._rule.seed, event.certificate, ORDER),
         )
         taken = np.flatnonzero(self._campaign.taken[self._campaign.table.image])
@@ -259,24 +289,39 @@ class CalibratedSearch:
                 del self._attempt[earlier.number]
         scope.idle_until = 0
         standing = [scope.standing] if scope.standing else []
-        scope.attempts = [*standing, Attempt(event.certificate, certificate)]
+        opened = Attempt(event.certificate, certificate, before=Counter(self._campaign.team.counted()))
+        scope.attempts = [*standing, opened]
         self._attempt[event.certificate] = scope.attempts[-1]
         for key in [key for key, state in self._campaign.state.items() if state != "accepted"]:
             if event.scope in ("", self._campaign.trees[key[0]].category):
                 del self._campaign.state[key]
 
-    def _rates(self, alpha: float) -> Rates:
-        """The annotators' error rates, on the safe side, for an attempt that may spend ``alpha``."""
-        if self._rule.perfect:
+    @property
+    def _perfect(self) -> bool:
+        """Whether annotators are taken not to err."""
+        return self._rule.perfect and not self._measured
+
+    def _rates(self, attempt: Attempt) -> Rates:
+        """The annotators' error rates, on the safe side, of the answers that an attempt rests on."""
+        alpha = attempt.certificate.alpha
+        before, since = (self._rates_of(mix, alpha) for mix in (attempt.before, attempt.since or attempt.before))
+        return Rates(max(before.miss, since.miss), min(before.false_alarm, since.false_alarm), before.doubt)
+
+    def _rates_of(self, mix: Mapping[int, int], alpha: float) -> Rates:
+        """The annotators' error rates, on the safe side, where so many answers are of each account."""
+        if self._perfect:
             return PERFECT
         doubt = alpha * DOUBT_ALPHA
-        if self._rule.rates == "gold":
-            return self._campaign.gold.rates(self._alpha * GOLD_ALPHA, doubt)
+        if self._measured:
+            team = self._campaign.team
+            # the answers before a certificate and those for it are of two mixes, where there are several accounts
+            share = GOLD_ALPHA / (2 if len(team.accounts) > 1 else 1)
+            return team.rates(mix, self._alpha * share, doubt)
         return Rates(self._rule.miss, self._rule.false_alarm, doubt)
 
     def _likely_rates(self) -> Rates:
         """The annotators' error rates as far as they are known."""
-        if self._rule.rates == "gold":
+        if self._measured:
             return self._campaign.gold.likely()
         return Rates(self._rule.miss, self._rule.false_alarm)
 
@@ -291,7 +336,7 @@ class CalibratedSearch:
             for attempt in scope.attempts:
                 if not (attempt.open or attempt.peak):
                     continue
-                rates = self._rates(attempt.certificate.alpha)
+                rates = self._rates(attempt)
                 level = attempt.certificate.proven(rates)
                 if not attempt.open:
                     level = min(level, attempt.peak)
@@ -387,16 +432,14 @@ class CalibratedSearch:
         yield from self._as_draws(self._learning[np.flatnonzero(free)[:count]].astype(np.int64))
 
     def _proven(self, attempt: Attempt) -> int:
-        return attempt.certificate.proven(self._rates(attempt.certificate.alpha))
+        return attempt.certificate.proven(self._rates(attempt))
 
     def _aim(self, attempt: Attempt, left: float, first: bool) -> tuple[int, float, float]:
         """The set that is asked for next, the questions that it needs, and the masks that it brings.
 
         The largest one within reach; where nothing is certified yet, the likeliest at all.
         """
-        certificate = attempt.certificate
-        rates = self._rates(certificate.alpha)
-        return self._reach(certificate, attempt.certified, rates, left, first)
+        return self._reach(attempt.certificate, attempt.certified, self._rates(attempt), left, first)
 
     def _reach(
         self, certificate: Certificate, certified: int, rates: Rates, left: float, first: bool
@@ -447,7 +490,8 @@ class CalibratedSearch:
         trial = Certificate(levels, known, expected, self._rule.target, alpha, entropy)
         self._count_known(trial)
         judged = not trial.sizes().any()
-        return judged or self._reach(trial, 0, self._rates(alpha), left, scope.standing is None)[0] > 0
+        rates = self._rates_of(self._campaign.team.counted(), alpha)
+        return judged or self._reach(trial, 0, rates, left, scope.standing is None)[0] > 0
 
     def _sets(self, scope: Scope) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
         """(n,) the set that each mask enters at, and (k,) the share of wrong masks expected in each, or none."""
@@ -461,7 +505,7 @@ class CalibratedSearch:
         fresh = inside & (verdict == -1)
         sure = self._certified(scope) & fresh
         judged = inside & (verdict == YES)
-        if not rule.perfect:
+        if not self._perfect:
             judged &= right >= rule.target - 0.1
         fresh &= ~self._held_back(right) | sure
         # of as many numbers as masks, few and short ones at a time: they are the most memory that a campaign takes
@@ -474,7 +518,7 @@ class CalibratedSearch:
         good = np.flatnonzero(share >= rule.target + MARGIN)
         top = int(good[-1]) + 1 if len(good) else 0
         if top <= before or top < rule.least_size:
-            if rule.perfect and scope.standing is None and known:
+            if self._perfect and scope.standing is None and known:
                 # nothing else can be shown: what was judged right one by one needs no proof
                 levels[judged] = 1
                 return levels, np.zeros(1)
@@ -556,7 +600,7 @@ class CalibratedSearch:
         standing = scope.standing
         if standing is None:
             return True
-        return standing.certificate.proven(self._rates(standing.certificate.alpha)) >= standing.certified
+        return standing.certificate.proven(self._rates(standing)) >= standing.certified
 
     @property
     def claim(self) -> Claim:
