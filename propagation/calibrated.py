@@ -47,6 +47,7 @@ HELD_BACK = 0.05  # chance of a category's verdicts, were it as good as the targ
 ORDER = 0x0DE5  # sets the random order of questions apart from every other stream of the same seed
 LEARN_MORE = 40  # questions after which it is tried again to propose anything
 ATTEMPTS = 8  # certificates of a scope
+ENOUGH_GOLD = 30  # wrong masks of known truth shown, before which the rates of the settings are taken
 GOLD_ALPHA, DOUBT_ALPHA = 0.2, 0.1  # shares of the error for the annotators' rates, where they err
 
 
@@ -196,10 +197,11 @@ class CalibratedSearch:
         self._left = False  # the latest event was of an image that left; of many in a row, the last one is weighed
         self._posterior: tuple[int, Posterior] | None = None
         names = [tree.category for tree in campaign.trees] if strategy.scope == "category" else [""]
-        self._measured = False
+        self._measured = self._enough = False
         self._scopes = {name: Scope(name, self._alpha / max(len(names), 1)) for name in names}
         if strategy.rates == "gold":
             self._measure()
+            self._enough = True
         self._category = {name: place for place, name in enumerate(table.categories)}
 
     # the fold
@@ -242,6 +244,12 @@ class CalibratedSearch:
         self._left = isinstance(event, ImageTaken)
 
     def _weigh(self) -> None:
+        if self._measured and not self._enough and self._campaign.gold.wrong >= ENOUGH_GOLD:
+            self._enough = True
+            for attempt in self._attempt.values():
+                # what was proven with the rates of the settings has to be proven with those of the annotators
+                attempt.certificate.begin_anew()
+                attempt.doubted = True
         # the greatest evidence is part of the state: it must not depend on when somebody asks for it
         for attempt in self._attempt.values():
             attempt.certificate.evidence(self._rates(attempt))
@@ -312,7 +320,7 @@ class CalibratedSearch:
         if self._perfect:
             return PERFECT
         doubt = alpha * DOUBT_ALPHA
-        if self._measured:
+        if self._enough:
             team = self._campaign.team
             # the answers before a certificate and those for it are of two mixes, where there are several accounts
             share = GOLD_ALPHA / (2 if len(team.accounts) > 1 else 1)
@@ -321,7 +329,7 @@ class CalibratedSearch:
 
     def _likely_rates(self) -> Rates:
         """The annotators' error rates as far as they are known."""
-        if self._measured:
+        if self._enough:
             return self._campaign.gold.likely()
         return Rates(self._rule.miss, self._rule.false_alarm)
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from propagation.annotators import REPEATS, Gold, Team
+from propagation.annotators import REPEATS, Gold, Labels, Team
 from propagation.columns import Ids
 from propagation.errors import StoreError
 from propagation.events import (
@@ -166,6 +166,9 @@ class Campaign:
         self.measured = False
         self.questions_asked = 0
         self._draws = GoldDraws(checks)
+        self._alone: dict[tuple[str, ...], Asked] = {}  # a second annotator is to be asked these
+        self._second: dict[str, PageState] = {}  # and is asked these
+        self._overlaps: list[Asked] = []
         self._standing: dict[int, NDArray[np.int32]] = {}
         self._written = 0
         self._asked: dict[tuple[str, ...], Asked] = {}
@@ -235,6 +238,10 @@ class Campaign:
         self.pages[event.page] = page
         if asked.counted is None:
             self._waiting[event.questions] = asked
+        if event.overlap:
+            self._alone.pop(event.questions, None)
+            self._second[event.page] = page
+            self._overlaps.append(asked)
         self.questions_asked += len(asked.rows) + len(event.gold)
         self._draws.showed(event.gold)
 
@@ -248,6 +255,9 @@ class Campaign:
         page.answer = event if isinstance(event, PageAnswered) else None
         self._check(page)
         page.returned = isinstance(event, PageReturned) or bool(page.refused)
+        self._second.pop(event.page, None)
+        if page.counts and page.issued.attempt == 1 and int(event.page, 16) < self.checks.overlap * 16**20:
+            self._alone[page.issued.questions] = asked
         if asked.counted in (None, page):
             asked.counted = next((p for p in [page, *asked.pages] if p.counts), None)
         if asked.counted is None:
@@ -363,10 +373,33 @@ class Campaign:
         """The answers to questions whose truth is known, as far as they tell the rates of the answers that count."""
         return self.team.gold
 
+    def overlaps(self) -> Labels:
+        """The answers to what several annotators were asked, each annotator's own: whose a second answer is, decides."""
+        rows, accounts, yes = [], [], []
+        for asked in self._overlaps:
+            first: dict[int, PageState] = {}
+            for page in asked.pages:
+                if page.check is not None:
+                    first.setdefault(page.check.by, page)
+            if len(first) > 1:
+                for account, page in first.items():
+                    rows.append(asked.rows)
+                    accounts.append(np.full(len(asked.rows), account))
+                    yes.append(np.array([verdict == "yes" for verdict in page.verdicts()[0]]))
+        if not rows:
+            return Labels(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
+        return Labels(np.concatenate(rows), np.concatenate(accounts), np.concatenate(yes))
+
     @property
     def waiting_pages(self) -> list[PageState]:
         """The pages whose answer is awaited, and those that came back and are to be asked again."""
         return [page for asked in self._waiting.values() if (page := asked.waiting())]
+
+    @property
+    def unposted_pages(self) -> list[PageState]:
+        """The pages that are to become tasks."""
+        due = [*self.waiting_pages, *self._second.values()]
+        return [page for page in due if page.task is None and not page.returned]
 
     @property
     def written(self) -> int:
@@ -436,6 +469,12 @@ class Campaign:
             return
         draws: list[Draw] = []
         budget = self.strategy.budget
+        if len(set(self.team.recent)) > 1:
+            for asked in self._alone.values():
+                last = asked.pages[-1].issued
+                yield self._new_page(
+                    last.attempt + 1, last.category, last.questions, last.clusters, gold, overlap=True
+                )
         room = None if budget is None else max(0, budget - self.questions_asked)
         if room is not None and self.checks.measures:
             room = round(room * (1 - self.checks.share))

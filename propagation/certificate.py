@@ -195,6 +195,10 @@ class Certificate:
         missed = np.minimum(rates.missed(self._no_before), self._right_before)
         return self._right_before - missed, self._wrong_before + missed
 
+    def begin_anew(self) -> None:
+        """Weigh the evidence anew from the answers that stand."""
+        self._stale = True
+
     def asks(self, rows: Ints) -> int:
         """How many of these masks are questions that were put to annotators."""
         return int(self._issued[rows].sum())

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +15,7 @@ from plugin.label_studio.gateway import Gateway
 from propagation.campaign import NO, Campaign, PageState
 from propagation.errors import AnswerError, Missing, NotLabelStudio, Refused, ServerError
 from propagation.events import Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
+from propagation.masks import MaskTable
 from sync.changes import Changes
 from sync.pages import VerifyProjects, post_pages
 from sync.source import ANNOTATION_FIELDS, Source, people
@@ -53,7 +54,8 @@ class Daemon:
 
     write_every: accepted masks that are not yet written, from which on they are. abandoned_after: seconds that
     a page may be overtaken by later ones before it is asked again: somebody opened it and went away, and Label
-    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs.
+    Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs. gold: the
+    masks of known truth, and where their images are.
 
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.
@@ -69,6 +71,7 @@ class Daemon:
         write_every: int = 20_000,
         abandoned_after: float = 1800.0,
         poll_every: float = 2.0,
+        gold: tuple[MaskTable, Mapping[str, str]] | None = None,
     ) -> None:
         self.store = store
         self.gateway = gateway
@@ -81,7 +84,8 @@ class Daemon:
         self.stopping: Callable[[], bool] = lambda: False
         self.alive: Callable[[], None] = lambda: None  # is told during a long pass that it goes on
         self._tasks: Sequence[SourceTask] = store.source_tasks()
-        self._locations = {task.image: task.location for task in self._tasks}
+        self._gold, elsewhere = gold or (None, {})
+        self._locations = {**elsewhere, **{task.image: task.location for task in self._tasks}}
         self._images = {task.task: task.image for task in self._tasks}
         self._task_of = {task.image: task for task in self._tasks}
         self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify")}
@@ -242,8 +246,10 @@ class Daemon:
         """Decide, choose what to ask next, and post it; what was chosen to be asked."""
         step.decisions += len(self._choose(self.campaign.decisions()))
         chosen = self._choose(self.campaign.next_round())
-        unposted = [page for page in self.campaign.waiting_pages if page.task is None and not page.returned]
-        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
+        unposted = self.campaign.unposted_pages
+        post_pages(
+            self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record, self._gold
+        )
         step.pages += len(unposted)
         return chosen
 

@@ -41,21 +41,27 @@ def post_pages(
     pages: Sequence[PageState],
     locations: Mapping[str, str],
     posted: Callable[[list[PagePosted]], None],
+    gold: MaskTable | None = None,
 ) -> None:
     """Make a task of each page; ``posted`` is told after every batch that the server took.
 
     A question whose image cannot be read says so, and to mark it as wrong, so that the rest can be answered. The
     caller has looked before that none has a task already, from a run that was cut off.
-    locations: image key to the value by which the image can be read.
+    locations: image key to the value by which the image can be read. gold: the masks of known truth; their crops are
+    made and named like the rest, and uploaded in the order of mask ids, which tells nothing.
     """
     for batch in chunks(pages, PAGES_AT_ONCE):
         crops = _render(gateway, table, np.concatenate([page.rows for page in batch]), locations)
+        known = [mask for page in batch for mask in page.issued.gold]
+        if gold is not None and known:
+            rows = np.flatnonzero(np.isin(gold.ids, known))
+            crops = dict(sorted({**crops, **_render(gateway, gold, rows, locations)}.items()))
         urls = dict(
             zip(crops, gateway.upload(projects.crops, [(f"{c}.jpg", crops[c]) for c in crops]), strict=True)
         )
         tasks = [
             page_task(
-                page.issued.page, page.issued.category, [Question(m, urls[m]) for m in page.issued.questions]
+                page.issued.page, page.issued.category, [Question(m, urls[m]) for m in page.shown]
             )
             for page in batch
         ]

@@ -51,7 +51,7 @@ def _read_page(task: Json, page: PageState) -> tuple[News | None, AnswerError | 
     if page.answer and (page.answer.annotation, page.answer.version) == (answer["id"], version):
         return None, None
     try:
-        right = read_answer(name, page.issued.questions, answer)
+        right = read_answer(name, page.shown, answer)
     except AnswerError as error:
         returned = page.returned and not page.answer
         return (None if returned else PageReturned(name, answer["id"], version)), error
