@@ -1,9 +1,10 @@
 """Gold: annotators told apart by it, and the promise kept by it where they err.
 
-``python -m benchmarks.gold [--json OUT] [--seeds 200]``. Annotators who miss 2, 10 and 30 % of the wrong masks: how
-often the measured rates rank two of them rightly, and how many of their pages are asked again. Then campaigns in worlds
-of 16,000 masks, answered by the three of them, of whom the worst answers three pages in five; with gold, and without.
-In the world ``misleading`` 82.5 % of the masks are right, which looks like 86 % to such a team; in ``good``, 95 %.
+``python -m benchmarks.gold [--json OUT] [--seeds 200]``. Annotators who miss 2, 10 and 30 % of the wrong masks:
+how often the measured rates rank two of them rightly, and how many of their pages are asked again. Then campaigns
+in worlds of 16,000 masks, answered by the three of them, of whom the worst answers three pages in five; with gold,
+and without. In the world ``misleading`` 82.5 % of the masks are right, which looks like 86 % to such a team; in
+``good``, 95 %.
 """
 
 from __future__ import annotations

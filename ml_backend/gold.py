@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -11,9 +12,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from ml_backend.segmenters.base import Segmenter
-from ml_backend.segmenters.precomputed import Precomputed
 from ml_backend.segmenters.seed_set import Labeled, SeedSet
 from ml_backend.segmenters.watershed import Watershed, train
+from propagation.columns import Runs
 from propagation.errors import InputError
 from propagation.masks import Detections, MaskTable, build_table
 from propagation.quality import RIGHT_IOU, truth_iou
@@ -58,8 +59,8 @@ def make_gold(
 def unseen(segmenter: Segmenter, images: Sequence[Labeled]) -> Sequence[Detections]:
     """What a segmenter finds on annotated images that it has not learned from.
 
-    One that learns is trained on the other images for each part of them. Of predictions found earlier, those that the
-    file has of these images are taken: whoever made them tells whether the model had seen them.
+    One that learns is trained on the other images for each part of them. Of predictions found earlier, those that
+    the file has of these images are taken: who made them knows whether the model had seen them.
     """
     if not isinstance(segmenter, Watershed):
         return segmenter.segment([labeled.image for labeled in images])
@@ -99,10 +100,8 @@ def _joined(one: Detections, other: Detections) -> Detections:
     )
 
 
-def _made(
-    labeled: Labeled, lacking: NDArray[np.bool_], wanting: NDArray[np.bool_], categories: int
-) -> Detections:
-    """The objects of an image, and what is made wrong of them, of the categories that lack right or wrong masks."""
+def _made(labeled: Labeled, lacking: NDArray[np.bool_], wanting: NDArray[np.bool_], categories: int) -> Detections:
+    """The objects of an image, and what is made wrong of them, of categories that lack right or wrong masks."""
     made: list[tuple[Rle, int]] = []
     for place, (rle, category) in enumerate(zip(labeled.rles, labeled.categories.tolist(), strict=True)):
         if lacking[category]:
@@ -132,14 +131,12 @@ def _spoiled(labeled: Labeled, place: int) -> Iterator[Rle]:
         yield coco.merge([dict(rle), dict(labeled.rles[other])])
 
 
-def _encoded(mask: NDArray[np.uint8]) -> Iterator[Rle]:
+def _encoded(mask: NDArray[Any]) -> Iterator[Rle]:
     if mask.any():
         yield coco.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
 def _rows(table: MaskTable, rows: NDArray[np.int64]) -> MaskTable:
-    from propagation.columns import Runs
-
     return replace(
         table,
         **{

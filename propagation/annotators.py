@@ -163,7 +163,7 @@ def _limit(happened: float, shown: float, alpha: float, upper: bool) -> float:
 # annotators by account
 
 SUSPICION = log(20)  # evidence of a miss rate that is not tolerated, from which on pages are asked again
-GOOD = 4  # an annotator who misses this much less than is tolerated is a good one
+GOOD = 3  # an annotator who misses this much less than is tolerated is a good one
 RECENT = 20  # answers in which an account is seen that is at work now
 REPEATS = 3  # answers of one person on the same questions, of which the last one counts in any case
 FEW = 8  # wrong masks shown, below which annotators are taken together
@@ -195,7 +195,7 @@ class Annotator:
     def take(self, gold: Gold, tolerated: float) -> None:
         """Weigh the gold of one more page: a cumulated sum of log likelihood ratios (Page, 1954).
 
-        It asks whether ``tolerated`` is missed, or a fourth of that; what speaks for a good annotator counts
+        It asks whether ``tolerated`` is missed, or a third of that; what speaks for a good annotator counts
         back to none, what speaks against one to twice the limit, so that the latest answers tell.
         """
         good = tolerated / GOOD
@@ -255,7 +255,7 @@ class Team:
 
 
 def _proportional(shown: Floats, happened: Floats, weight: Floats) -> tuple[float, float, float]:
-    """How much was shown in the proportion of the weights, what happened of that, and the weight of no evidence."""
+    """How much was shown in the proportion of the weights, what happened of that, and the weight of none."""
     there = shown > 0
     unknown = float(weight[~there].sum())
     if not there.any():
@@ -291,7 +291,7 @@ class Labels:
 
 
 def dawid_skene(labels: Labels, steps: int = 100) -> dict[int, Rates]:
-    """Each account's rates of missing wrong masks and marking right ones, as their answers to the same masks suggest.
+    """Each account's rates of missing wrong masks and marking right ones, as answers to the same masks suggest.
 
     Expectation and maximization over the unknown truth (Dawid and Skene, 1979), each account's rates drawn to one
     error in ten by ten answers. An estimate: where all err alike, all agree.
@@ -306,9 +306,7 @@ def dawid_skene(labels: Labels, steps: int = 100) -> dict[int, Rates]:
         marked = (np.bincount(who, true * ~labels.yes) + 1) / (np.bincount(who, true) + 10)
         missed = (np.bincount(who, (1 - true) * labels.yes) + 1) / (np.bincount(who, 1 - true) + 10)
         share = (right.sum() + 1) / (len(masks) + 2)
-        said = np.where(
-            labels.yes, np.log((1 - marked) / missed)[who], np.log(marked / (1 - missed))[who]
-        )
+        said = np.where(labels.yes, np.log((1 - marked) / missed)[who], np.log(marked / (1 - missed))[who])
         odds = np.log(share / (1 - share)) + np.bincount(place, said)
         after = 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
         if np.abs(after - right).max() < 1e-6:

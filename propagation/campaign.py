@@ -35,7 +35,7 @@ from propagation.events import (
     Verdict,
     WriteIntended,
 )
-from propagation.gold import Checks, GoldDraws
+from propagation.gold import UNCHECKED, Checks, GoldDraws
 from propagation.masks import MaskTable
 from propagation.strategies import Choice, Claim, Draw, Strategy
 from propagation.tree import ClusterTree, cluster_name
@@ -139,13 +139,13 @@ class Campaign:
     the front of the search, by (tree, node). evidence: verdicts and yes among them by which a cluster was
     decided. intended: of each source task, the digests of all results meant for it; ours: its annotation, and
     the task's version, as last written. whole: whether the log tells everything. revised: the rows whose verdict
-    the latest event changed or took back. team: the annotators; measured: whether their rates are those of the gold
-    on the pages. checks: how new pages are checked. leaf: (n,) where a mask stands in the leaf order of its tree.
-    search: the strategy at work.
+    the latest event changed or took back. team: the annotators; measured: whether their rates are those of the
+    gold on the pages. checks: how new pages are checked. leaf: (n,) where a mask stands in the leaf order of its
+    tree. search: the strategy at work.
     """
 
     def __init__(
-        self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy, checks: Checks = Checks()
+        self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy, checks: Checks = UNCHECKED
     ) -> None:
         self.table = table
         self.trees = trees
@@ -370,11 +370,11 @@ class Campaign:
 
     @property
     def gold(self) -> Gold:
-        """The answers to questions whose truth is known, as far as they tell the rates of the answers that count."""
+        """The answers to questions of known truth, as far as they tell the rates of the answers that count."""
         return self.team.gold
 
     def overlaps(self) -> Labels:
-        """The answers to what several annotators were asked, each annotator's own: whose a second answer is, decides."""
+        """The answers to what several annotators were asked; of one annotator's, the first."""
         rows, accounts, yes = [], [], []
         for asked in self._overlaps:
             first: dict[int, PageState] = {}

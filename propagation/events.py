@@ -33,10 +33,10 @@ class PageIssued:
     """A page of questions is to be asked.
 
     questions: mask ids of one category; clusters: those whose questions stand on the page; attempt: 1, or
-    more where there was an earlier page with the same questions. gold: masks shown besides, whose ``truth`` is known,
-    right or not, at these ``places`` of the page. tolerated: the rate of missed gold from which an annotator's page
-    is asked again, 0 for never; least_seconds: below which an answer is too fast. overlap: whether an answer
-    counts already, and this page asks another annotator the same.
+    more where there was an earlier page with the same questions. gold: masks shown besides, whose ``truth`` is
+    known, right or not, at these ``places`` of the page. tolerated: the rate of missed gold from which an
+    annotator's page is asked again, 0 for never; least_seconds: below which an answer is too fast. overlap:
+    whether an answer counts already, and this page asks another annotator the same.
     """
 
     page: str

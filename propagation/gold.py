@@ -29,7 +29,11 @@ class GoldPool:
     @classmethod
     def of(cls, table: MaskTable, right: NDArray[np.bool_]) -> GoldPool:
         """The pool of a mask table's masks."""
-        return cls(table.ids, np.array(table.categories, dtype=np.str_)[table.category], right)
+        return cls(
+            np.array(table.ids.tolist(), dtype=np.str_),
+            np.array(table.categories, dtype=np.str_)[table.category],
+            right,
+        )
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Checks:
 
     pool: GoldPool | None = None
     share: float = 0.1
-    tolerated: float = 0.2
+    tolerated: float = 0.25
     least_seconds: float = 0.0
     overlap: float = 0.0
 
@@ -65,6 +69,9 @@ class Checks:
     def room(self, page_size: int) -> int:
         """The questions of a page that are not gold."""
         return max(1, page_size - round(page_size * self.share)) if self.measures else page_size
+
+
+UNCHECKED = Checks()
 
 
 @dataclass(frozen=True)

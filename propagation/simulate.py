@@ -24,7 +24,7 @@ from propagation.events import (
     PageIssued,
     Verdict,
 )
-from propagation.gold import Checks
+from propagation.gold import UNCHECKED, Checks
 from propagation.masks import MaskTable
 from propagation.quality import RIGHT_IOU
 from propagation.strategies import Strategy
@@ -59,7 +59,7 @@ class World:
     false_alarm: float = 0.0
     gold: float = 0.0
     team: Sequence[Member] = ()
-    checks: Checks = Checks()
+    checks: Checks = UNCHECKED
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -147,8 +147,8 @@ def simulate(
         for page in pages:
             campaign.apply(page)
         for page in pages:
-            asked = campaign.pages[page.page]
-            by, yes = _of_team(asked, world, rng) if world.team else (0, says_yes[asked.rows])
+            shown = campaign.pages[page.page]
+            by, yes = _of_team(shown, world, rng) if world.team else (0, says_yes[shown.rows])
             verdicts: tuple[Verdict, ...] = tuple("yes" if one else "no" for one in yes.tolist())
             campaign.apply(PageAnswered(page.page, 0, "", by, None, verdicts))
         if world.gold and pages:

@@ -84,8 +84,8 @@ class Daemon:
         self.stopping: Callable[[], bool] = lambda: False
         self.alive: Callable[[], None] = lambda: None  # is told during a long pass that it goes on
         self._tasks: Sequence[SourceTask] = store.source_tasks()
-        self._gold, elsewhere = gold or (None, {})
-        self._locations = {**elsewhere, **{task.image: task.location for task in self._tasks}}
+        self._gold = gold[0] if gold else None
+        self._locations = {**(gold[1] if gold else {}), **{task.image: task.location for task in self._tasks}}
         self._images = {task.task: task.image for task in self._tasks}
         self._task_of = {task.image: task for task in self._tasks}
         self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify")}

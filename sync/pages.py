@@ -47,8 +47,8 @@ def post_pages(
 
     A question whose image cannot be read says so, and to mark it as wrong, so that the rest can be answered. The
     caller has looked before that none has a task already, from a run that was cut off.
-    locations: image key to the value by which the image can be read. gold: the masks of known truth; their crops are
-    made and named like the rest, and uploaded in the order of mask ids, which tells nothing.
+    locations: image key to the value by which the image can be read. gold: the masks of known truth; their crops
+    are made and named like the rest, and uploaded in the order of mask ids, which tells nothing.
     """
     for batch in chunks(pages, PAGES_AT_ONCE):
         crops = _render(gateway, table, np.concatenate([page.rows for page in batch]), locations)
@@ -60,9 +60,7 @@ def post_pages(
             zip(crops, gateway.upload(projects.crops, [(f"{c}.jpg", crops[c]) for c in crops]), strict=True)
         )
         tasks = [
-            page_task(
-                page.issued.page, page.issued.category, [Question(m, urls[m]) for m in page.shown]
-            )
+            page_task(page.issued.page, page.issued.category, [Question(m, urls[m]) for m in page.shown])
             for page in batch
         ]
         numbers = gateway.import_tasks(projects.pages, tasks)

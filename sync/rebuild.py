@@ -110,10 +110,9 @@ def read_back(
 ) -> Found:
     """The events that Label Studio's own data tell: pages, answers, and what was written.
 
-    started: the campaign's first event; begin: makes the campaign without any; gold: whether masks of known truth are
-    right. What a page was for and what was
-    decided is told nowhere in Label Studio, where annotators could read it; that the log has lost this is an event
-    of its own.
+    started: the campaign's first event; begin: makes the campaign without any; gold: whether masks of known truth
+    are right. What a page was for and what was decided is told nowhere in Label Studio, where annotators could
+    read it; that the log has lost this is an event of its own.
     """
     found = Found([started, HistoryLost()])
     campaign = begin()
