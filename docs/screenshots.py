@@ -158,6 +158,8 @@ def main(out: Path, data: Path) -> None:
             iou = truth_iou(table, project.truth)
             right = dict(zip(table.ids.tolist(), (iou > RIGHT_IOU).tolist(), strict=True))
             fine = dict(zip(table.ids.tolist(), (iou > FINE_IOU).tolist(), strict=True))
+            known = pipeline.load_gold(store, settings)
+            right, fine = ({**judged, **(known.truth if known else {})} for judged in (right, fine))
             with closing(new_user(server, *ANNOTATOR)) as client, open_browser() as page:
                 log_in(page, server.url, *ANNOTATOR)
                 asked = min(daemon.campaign.waiting_pages, key=lambda each: each.task or 0)

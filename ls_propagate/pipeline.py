@@ -20,12 +20,14 @@ from numpy.typing import NDArray
 
 from ls_propagate.settings import PrecomputedSettings, Settings
 from ml_backend.detect import detect as detect_masks
-from ml_backend.segmenters.base import Segmenter
+from ml_backend.gold import make_gold
+from ml_backend.segmenters.base import Image, Segmenter
 from ml_backend.segmenters.precomputed import Precomputed
+from ml_backend.segmenters.seed_set import Labeled
 from plugin.label_studio.clusters import BOARD_SETTINGS, tabs
 from plugin.label_studio.drawing import DRAWING_SETTINGS
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
-from plugin.label_studio.images import decode, file_name
+from plugin.label_studio.images import decode, file_name, image_key
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import HOTKEYS, Ask, Examples, config_of, instructions, settings_of, takes
 from propagation.artefacts import Artefact, read_artefact, write_artefact
@@ -33,6 +35,7 @@ from propagation.campaign import Campaign
 from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
 from propagation.events import CampaignStarted, Certified, Commanded, Decided, Event
 from propagation.features import default_weights
+from propagation.gold import Checks, GoldPool, read_gold, write_gold
 from propagation.masks import MaskTable, read_table, write_table
 from propagation.progress import History
 from propagation.strategies import Strategy
@@ -43,10 +46,12 @@ from sync.daemon import Daemon
 from sync.examples import make_examples
 from sync.pages import VerifyProjects
 from sync.sample import Sample, draw_sample, post_sample, report
-from sync.source import Source, pool, push_predictions
+from sync.source import Source, annotated, pool, push_predictions
 from sync.store import SourceTask, Store
 
 log = logging.getLogger(__name__)
+
+GOLD_IMAGES = 60  # annotated images that gold is made of, at most
 
 Progress = Callable[[str, int | None], Callable[[int], None]]
 Observe = Callable[[str, float, bool], None]
@@ -262,9 +267,94 @@ def detect(
     artefact = write_artefact(
         settings.artefacts, "masks", {"model": version}, [], lambda folder: write_table(table, folder)
     )
+    gold = _detect_gold(gateway, connection, settings, labeling, segmenter, table, artefact.fingerprint)
     store.set_source_tasks(tasks)
-    store.remember(table=artefact.folder.name)
+    store.remember(table=artefact.folder.name, gold=gold.folder.name if gold else None)
     return table, unreadable
+
+
+def _detect_gold(
+    gateway: Gateway,
+    connection: Connection,
+    settings: Settings,
+    labeling: Labeling,
+    segmenter: Segmenter,
+    table: MaskTable,
+    parent: str,
+) -> Artefact | None:
+    """Masks on the images that people have annotated, their truth and where the images are; None without any.
+
+    An image that cannot be read, or whose annotation cannot, is passed over.
+    """
+    if not settings.gold_share:
+        return None
+    images: list[Labeled] = []
+    locations: dict[str, str] = {}
+    for location, objects in annotated(gateway, connection.project, labeling, segmenter.categories):
+        key = image_key(location)
+        try:
+            pixels = decode(key, gateway.read_file(location))
+        except ImageError as error:
+            log.warning("no gold from this image: %s", error)
+            continue
+        fitting = [(rle, place) for rle, place in objects if tuple(rle["size"]) == pixels.shape[:2]]
+        if fitting and len(fitting) == len(objects):
+            places = np.array([place for _, place in fitting], dtype=np.int64)
+            images.append(Labeled(Image(key, pixels), [rle for rle, _ in fitting], places))
+            locations[key] = location
+        if len(images) == GOLD_IMAGES:
+            break
+    if len(images) < 2:
+        return None
+    known, right = make_gold(segmenter, images, frozenset(table.ids.tolist()))
+    if not len(known) or right.all():
+        return None
+
+    def fill(folder: Path) -> None:
+        write_gold(known, right, folder)
+        (folder / "locations.json").write_text(json.dumps(locations, sort_keys=True))
+
+    return write_artefact(settings.artefacts, "gold", {}, [parent], fill)
+
+
+@dataclass(frozen=True)
+class KnownMasks:
+    """The gold that ``detect`` stored: its masks, (g,) whether each is right, and where its images are."""
+
+    fingerprint: str
+    folder: Path
+    table: MaskTable
+    right: NDArray[np.bool_]
+    locations: Mapping[str, str]
+
+    @property
+    def truth(self) -> dict[str, bool]:
+        """Mask id to whether it is right."""
+        return dict(zip(self.table.ids.tolist(), self.right.tolist(), strict=True))
+
+
+def load_gold(store: Store, settings: Settings) -> KnownMasks | None:
+    """The gold of a store's project; None where nobody had annotated enough of it."""
+    folder = store.fact("gold")
+    return None if folder is None else read_known(read_artefact(settings.artefacts / folder, "gold"))
+
+
+def read_known(artefact: Artefact) -> KnownMasks:
+    """The gold of an artefact."""
+    table, right = read_gold(artefact.folder)
+    locations = json.loads((artefact.folder / "locations.json").read_text())
+    return KnownMasks(artefact.fingerprint, artefact.folder, table, right, locations)
+
+
+def checks_of(settings: Settings, known: KnownMasks | None) -> Checks:
+    """How a campaign's answers are checked."""
+    return Checks(
+        GoldPool.of(known.table, known.right) if known else None,
+        settings.gold_share,
+        settings.tolerated_miss,
+        settings.least_seconds,
+        settings.overlap,
+    )
 
 
 def _check_entries(segmenter: Precomputed, keys: Sequence[str], settings: Settings) -> None:
@@ -305,10 +395,11 @@ def cluster(
     labeling = labeling_of(gateway, connection, settings, table.categories)
     strategy = settings.strategy
     if not store.begun():
-        if getattr(strategy, "rates", "known") == "gold":
+        known = load_gold(store, settings)
+        if known is None and getattr(strategy, "rates", "known") == "gold":
             raise SettingsError(
-                'strategy.rates is "gold", but gold questions are asked in simulations only so far; '
-                "give the annotators' rates as strategy.miss and strategy.false_alarm"
+                'strategy.rates is "gold", but there is none: annotate some images in the project, set gold_share '
+                "above 0 and detect again, or give the annotators' rates as strategy.miss and strategy.false_alarm"
             )
         parent = _artefact(store, settings, "table", "masks")
         trees = []
@@ -326,7 +417,7 @@ def cluster(
             lambda folder: write_trees(trees, folder),
         )
         with writing(store):
-            store.append([started_by(connection, strategy, made)], trees=made.folder.name)
+            store.append([started_by(connection, strategy, made, known)], trees=made.folder.name)
     trees = load_trees(store, settings)
     tasks = store.source_tasks()
     source = Source(connection.project, labeling, gateway.user().id)
@@ -337,12 +428,14 @@ def cluster(
     return trees, pushed
 
 
-def started_by(connection: Connection, strategy: Strategy, trees: Artefact) -> CampaignStarted:
+def started_by(
+    connection: Connection, strategy: Strategy, trees: Artefact, known: KnownMasks | None
+) -> CampaignStarted:
     """The first event of a campaign; its name follows from what it is about."""
     chosen = asdict(strategy)  # type: ignore[call-overload]
     identity = json.dumps([connection.server, connection.project, trees.fingerprint, chosen], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return CampaignStarted(name, chosen, trees.parents[0], trees.fingerprint)
+    return CampaignStarted(name, chosen, trees.parents[0], trees.fingerprint, known.fingerprint if known else "")
 
 
 def load_trees(store: Store, settings: Settings) -> list[ClusterTree]:
@@ -371,7 +464,8 @@ def open_history(store: Store, settings: Settings) -> History:
 
 
 def _begin(store: Store, settings: Settings) -> Campaign:
-    return Campaign(load_table(store, settings), load_trees(store, settings), settings.strategy)
+    table, trees = load_table(store, settings), load_trees(store, settings)
+    return Campaign(table, trees, settings.strategy, checks_of(settings, load_gold(store, settings)))
 
 
 def _log(store: Store, settings: Settings) -> Iterator[tuple[Event, datetime]]:
@@ -413,6 +507,7 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
     examples = _examples_of(store)
     labels = {category: labeling.label(category) for category in campaign.table.categories}
     shown = {category: examples[label] for category, label in labels.items() if label in examples}
+    known = load_gold(store, settings)
     return Daemon(
         store,
         gateway,
@@ -424,6 +519,7 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
         settings.poll_seconds,
         connection.board,
         history,
+        (known.table, known.locations) if known else None,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 
-from ls_propagate.pipeline import connect, labeling_of, started_by, writing
+from ls_propagate.pipeline import KnownMasks, connect, labeling_of, read_known, started_by, writing
 from ls_propagate.settings import Settings
 from plugin.label_studio.gateway import Gateway
 from propagation.artefacts import Artefact, read_artefact
@@ -43,16 +43,22 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
                 settings,
                 "trees",
                 lambda made: names_pages(
-                    gateway, connection.pages, started_by(connection, settings.strategy, made).campaign
+                    gateway,
+                    connection.pages,
+                    started_by(connection, settings.strategy, made, None).campaign,
+                    _truth(_known(settings, made.parents[0])),
                 ),
             )
-            started = started_by(connection, settings.strategy, trees)
+            started = started_by(connection, settings.strategy, trees, _known(settings, trees.parents[0]))
         folder = _found(settings, "masks", lambda made: made.fingerprint == started.table)
         table = read_table(folder.folder)
         labeling = labeling_of(gateway, connection, settings, table.categories)
         tasks = read_pool(gateway, connection.project, labeling.field, table)
         store.set_source_tasks(tasks)
-        store.remember(table=folder.folder.name, trees=trees.folder.name)
+        known = _known(settings, started.table) if started.gold else None
+        store.remember(
+            table=folder.folder.name, trees=trees.folder.name, gold=known.folder.name if known else None
+        )
         if mirror.exists():
             return [f"The whole event log, {restore_log(store, mirror)} entries, from {mirror}."]
         source = Source(connection.project, labeling, gateway.user().id)
@@ -60,13 +66,23 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
         def begin() -> Campaign:
             return Campaign(table, read_trees(trees.folder), settings.strategy)
 
-        found = read_back(gateway, source, connection.pages, started, begin, tasks, connection.ask)
+        found = read_back(gateway, source, connection.pages, started, begin, tasks, _truth(known), connection.ask)
         store.append(found.events)
         return [
             f"From Label Studio: {found.pages} pages, {found.answers} of them answered, and the annotations of "
             f"{found.images} images.",
             *(f"Lost: {what}." for what in found.lost),
         ]
+
+
+def _known(settings: Settings, table: str) -> KnownMasks | None:
+    """The gold beside a mask table; None where there is none."""
+    made = (read_artefact(folder, "gold") for folder in sorted(settings.artefacts.glob("gold-*")))
+    return next((read_known(one) for one in made if table in one.parents), None)
+
+
+def _truth(known: KnownMasks | None) -> dict[str, bool]:
+    return known.truth if known else {}
 
 
 def _found(settings: Settings, kind: str, fits: Callable[[Artefact], bool]) -> Artefact:

@@ -169,6 +169,10 @@ class Settings(BaseSettings):
     tree: TreeSettings = TreeSettings()
     strategy: Strategy = CalibratedStrategy()
     ask: Ask = "page"
+    gold_share: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    tolerated_miss: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    least_seconds: Annotated[float, Field(ge=0)] = 0.2
+    overlap: Annotated[float, Field(ge=0, le=1)] = 0.02
     write_every: Annotated[int, Field(ge=1)] = 20_000
     poll_seconds: Annotated[float, Field(gt=0)] = 2.0
     abandoned_minutes: Annotated[float, Field(gt=0)] = 30.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,7 @@ from propagation.annotators import PERFECT, Rates
 from propagation.certificate import STRENGTH, Certificate, Level, log_evidence, pack, unpack
 from propagation.commands import ACCEPT
 from propagation.events import (
+    CampaignStarted,
     CertificateClosed,
     CertificateOpened,
     Certified,
@@ -35,7 +37,7 @@ from propagation.strategies import Choice, Claim, Draw, require
 from propagation.tree import ClusterTree
 
 if TYPE_CHECKING:
-    from propagation.campaign import Campaign, State
+    from propagation.campaign import Campaign, PageState, State
 
 NO, YES = 0, 1
 PRIOR = 60.0  # answers that the posterior's word on a set is worth, where questions are aimed
@@ -48,6 +50,7 @@ HELD_BACK = 0.05  # chance of a category's verdicts, were it as good as the targ
 ORDER = 0x0DE5  # sets the random order of questions apart from every other stream of the same seed
 LEARN_MORE = 40  # questions after which it is tried again to propose anything
 ATTEMPTS = 8  # certificates of a scope
+ENOUGH_GOLD = 30  # wrong masks of known truth shown, before which the rates of the settings are taken
 GOLD_ALPHA, DOUBT_ALPHA = 0.2, 0.1  # shares of the error for the annotators' rates, where they err
 
 
@@ -127,7 +130,8 @@ class Attempt:
     """A certificate on its way: its number, how far it was proven at which steps, whether more is asked for it.
 
     doubted: an answer was changed, so that what was proven may no longer be. peak: the most that ever was.
-    commands: how many there had been when it was opened.
+    commands: how many there had been when it was opened. before: how many verdicts there were then, by account;
+    since: how many of its questions have one; pages: the account and the questions of each page among these.
     """
 
     number: int
@@ -137,6 +141,17 @@ class Attempt:
     doubted: bool = False
     peak: int = 0
     commands: int = 0
+    before: Counter[int] = field(default_factory=Counter)
+    since: Counter[int] = field(default_factory=Counter)
+    pages: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def answered(self, page: str, by: int | None, questions: int) -> None:
+        """Count so many questions of a page as answered by an account, or by none."""
+        account, many = self.pages.pop(page, (0, 0))
+        self.since[account] -= many
+        if by is not None and questions:
+            self.pages[page] = by, questions
+            self.since[by] += questions
 
     @property
     def certified(self) -> int:
@@ -186,8 +201,11 @@ class CalibratedSearch:
         self._left = False  # the latest event was of an image that left; of many in a row, the last one is weighed
         self._posterior: tuple[int, Posterior] | None = None
         names = [tree.category for tree in campaign.trees] if strategy.scope == "category" else [""]
-        usable = self._alpha * (1 - (GOLD_ALPHA if strategy.rates == "gold" else 0))
-        self._scopes = {name: Scope(name, usable / max(len(names), 1)) for name in names}
+        self._measured = self._enough = False
+        self._scopes = {name: Scope(name, self._alpha / max(len(names), 1)) for name in names}
+        if strategy.rates == "gold":
+            self._measure()
+            self._enough = True
         self._category = {name: place for place, name in enumerate(table.categories)}
         self._more: set[tuple[int, int]] = set()  # clusters about which more is to be asked, by command
 
@@ -198,6 +216,8 @@ class CalibratedSearch:
         if self._left and not isinstance(event, ImageTaken):
             self._weigh()
         match event:
+            case CampaignStarted(gold=gold) if gold and not self._measured:
+                self._measure()
             case PageIssued():
                 rows = self._campaign.pages[event.page].rows
                 self._asked += len(rows) if event.attempt == 1 else 0
@@ -207,7 +227,7 @@ class CalibratedSearch:
                     if attempt.open:
                         attempt.certificate.issue(rows)
             case PageAnswered() | PageReturned() | PageReopened():
-                self._answered(self._campaign.pages[event.page].rows)
+                self._answered(self._campaign.pages[event.page])
             case ImageTaken():
                 taken = np.flatnonzero(self._campaign.taken[self._campaign.table.image])
                 for attempt in self._attempt.values():
@@ -237,14 +257,31 @@ class CalibratedSearch:
         self._left = isinstance(event, ImageTaken)
 
     def _weigh(self) -> None:
+        if self._measured and not self._enough and self._campaign.gold.wrong >= ENOUGH_GOLD:
+            self._enough = True
+            for attempt in self._attempt.values():
+                # what was proven with the rates of the settings has to be proven with those of the annotators
+                attempt.certificate.begin_anew()
+                attempt.doubted = True
         # the greatest evidence is part of the state: it must not depend on when somebody asks for it
         for attempt in self._attempt.values():
-            attempt.certificate.evidence(self._rates(attempt.certificate.alpha))
+            attempt.certificate.evidence(self._rates(attempt))
 
-    def _answered(self, rows: NDArray[np.int64]) -> None:
+    def _measure(self) -> None:
+        """Learn the annotators' rates from gold: a part of the error is theirs."""
+        self._measured = True
+        for scope in self._scopes.values():
+            scope.alpha *= 1 - GOLD_ALPHA
+
+    def _answered(self, page: PageState) -> None:
+        counted, rows = page.asked.counted, page.rows
+        if not len(self._campaign.revised) and (page.refused if counted is None else counted is not page):
+            return  # an answer that changes no verdict
         self._posterior = None
         yes = self._campaign.verdict[rows] == YES
+        by = counted.answer.by if counted and counted.answer else None
         for attempt in self._attempt.values():
+            attempt.answered(page.asked.pages[0].issued.page, by, attempt.certificate.asks(rows))
             attempt.doubted |= bool(len(self._campaign.revised))
             attempt.certificate.answer(rows, yes)
             if attempt.certificate.knew(rows):
@@ -260,7 +297,7 @@ class CalibratedSearch:
             self._campaign.verdict != -1,
             np.array(event.expected),
             self._rule.target,
-            event.alpha * (1 if self._rule.perfect else 1 - DOUBT_ALPHA),
+            event.alpha * (1 if self._perfect else 1 - DOUBT_ALPHA),
             (self._rule.seed, event.certificate, ORDER),
         )
         taken = np.flatnonzero(self._campaign.taken[self._campaign.table.image])
@@ -273,25 +310,44 @@ class CalibratedSearch:
                 del self._attempt[earlier.number]
         scope.idle_until = 0
         standing = [scope.standing] if scope.standing else []
-        opened = Attempt(event.certificate, certificate, commands=self._campaign.commands.count)
+        opened = Attempt(
+            event.certificate,
+            certificate,
+            commands=self._campaign.commands.count,
+            before=Counter(self._campaign.team.counted()),
+        )
         scope.attempts = [*standing, opened]
         self._attempt[event.certificate] = scope.attempts[-1]
         for key in [key for key, state in self._campaign.state.items() if state != "accepted"]:
             if event.scope in ("", self._campaign.trees[key[0]].category):
                 del self._campaign.state[key]
 
-    def _rates(self, alpha: float) -> Rates:
-        """The annotators' error rates, on the safe side, for an attempt that may spend ``alpha``."""
-        if self._rule.perfect:
+    @property
+    def _perfect(self) -> bool:
+        """Whether annotators are taken not to err."""
+        return self._rule.perfect and not self._measured
+
+    def _rates(self, attempt: Attempt) -> Rates:
+        """The annotators' error rates, on the safe side, of the answers that an attempt rests on."""
+        alpha = attempt.certificate.alpha
+        before, since = (self._rates_of(mix, alpha) for mix in (attempt.before, attempt.since or attempt.before))
+        return Rates(max(before.miss, since.miss), min(before.false_alarm, since.false_alarm), before.doubt)
+
+    def _rates_of(self, mix: Mapping[int, int], alpha: float) -> Rates:
+        """The annotators' error rates, on the safe side, where so many answers are of each account."""
+        if self._perfect:
             return PERFECT
         doubt = alpha * DOUBT_ALPHA
-        if self._rule.rates == "gold":
-            return self._campaign.gold.rates(self._alpha * GOLD_ALPHA, doubt)
+        if self._enough:
+            team = self._campaign.team
+            # the answers before a certificate and those for it are of two mixes, where there are several accounts
+            share = GOLD_ALPHA / (2 if len(team.accounts) > 1 else 1)
+            return team.rates(mix, self._alpha * share, doubt)
         return Rates(self._rule.miss, self._rule.false_alarm, doubt)
 
     def _likely_rates(self) -> Rates:
         """The annotators' error rates as far as they are known."""
-        if self._rule.rates == "gold":
+        if self._enough:
             return self._campaign.gold.likely()
         return Rates(self._rule.miss, self._rule.false_alarm)
 
@@ -306,7 +362,7 @@ class CalibratedSearch:
             for attempt in scope.attempts:
                 if not (attempt.open or attempt.peak):
                     continue
-                rates = self._rates(attempt.certificate.alpha)
+                rates = self._rates(attempt)
                 level = attempt.certificate.proven(rates)
                 if not attempt.open:
                     level = min(level, attempt.peak)
@@ -415,16 +471,14 @@ class CalibratedSearch:
         return rng.permutation(np.sort(rows[self._campaign.table.best[rows]])).astype(np.int64)
 
     def _proven(self, attempt: Attempt) -> int:
-        return attempt.certificate.proven(self._rates(attempt.certificate.alpha))
+        return attempt.certificate.proven(self._rates(attempt))
 
     def _aim(self, attempt: Attempt, left: float, first: bool) -> tuple[int, float, float]:
         """The set that is asked for next, the questions that it needs, and the masks that it brings.
 
         The largest one within reach; where nothing is certified yet, the likeliest at all.
         """
-        certificate = attempt.certificate
-        rates = self._rates(certificate.alpha)
-        return self._reach(certificate, attempt.certified, rates, left, first)
+        return self._reach(attempt.certificate, attempt.certified, self._rates(attempt), left, first)
 
     def _reach(
         self,
@@ -481,7 +535,8 @@ class CalibratedSearch:
         trial = Certificate(levels, known, expected, self._rule.target, alpha, entropy)
         self._count_known(trial)
         judged = not trial.sizes().any()
-        return judged or self._reach(trial, 0, self._rates(alpha), left, scope.standing is None)[0] > 0
+        rates = self._rates_of(self._campaign.team.counted(), alpha)
+        return judged or self._reach(trial, 0, rates, left, scope.standing is None)[0] > 0
 
     def _sets(self, scope: Scope) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
         """(n,) the set that each mask enters at, and (k,) the share of wrong masks expected in each, or none."""
@@ -498,7 +553,7 @@ class CalibratedSearch:
         fresh = inside & (verdict == -1)
         sure = proven & fresh
         judged = inside & (verdict == YES)
-        if not rule.perfect:
+        if not self._perfect:
             judged &= right >= rule.target - 0.1
         fresh &= ~self._held_back(right) | sure
         # of as many numbers as masks, few and short ones at a time: they are the most memory that a campaign takes
@@ -511,7 +566,7 @@ class CalibratedSearch:
         good = np.flatnonzero(share >= rule.target + MARGIN)
         top = int(good[-1]) + 1 if len(good) else 0
         if top <= before or top < rule.least_size:
-            if rule.perfect and scope.standing is None and known:
+            if self._perfect and scope.standing is None and known:
                 # nothing else can be shown: what was judged right one by one needs no proof
                 levels[judged] = 1
                 return levels, np.zeros(1)
@@ -593,7 +648,7 @@ class CalibratedSearch:
         standing = scope.standing
         if standing is None:
             return True
-        return standing.certificate.proven(self._rates(standing.certificate.alpha)) >= standing.certified
+        return standing.certificate.proven(self._rates(standing)) >= standing.certified
 
     @property
     def claim(self) -> Claim:

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from propagation.annotators import Gold
+from propagation.annotators import REPEATS, Gold, Labels, Team
 from propagation.columns import Ids
 from propagation.commands import ACCEPT, REJECT, Commands
 from propagation.errors import StoreError
@@ -37,6 +37,7 @@ from propagation.events import (
     Verdict,
     WriteIntended,
 )
+from propagation.gold import UNCHECKED, Checks, GoldDraws
 from propagation.masks import MaskTable
 from propagation.strategies import Choice, Claim, Draw, Strategy
 from propagation.tree import ClusterTree, cluster_name
@@ -70,15 +71,61 @@ class Asked:
         return (out or self.pages)[-1]
 
 
+@dataclass(frozen=True)
+class Check:
+    """What the gold on a page said when it was answered.
+
+    by: the account; refused: why the answer does not count, "" where it does; weighed: whether its gold tells
+    the rates of the answers that count; gold: as it was answered.
+    """
+
+    by: int
+    refused: str
+    weighed: bool
+    gold: Gold
+
+
 @dataclass(eq=False)
 class PageState:
-    """A page on its way: what was asked, the task it became, its answer, and whether it came back without one."""
+    """A page on its way: what was asked, the task it became, its answer, and whether it came back.
+
+    It comes back without an answer, or with one that doesn't count; ``check`` says which.
+    """
 
     issued: PageIssued
     asked: Asked
     task: int | None = None
     answer: PageAnswered | None = None
     returned: bool = False
+    check: Check | None = None
+
+    @property
+    def refused(self) -> str:
+        """Why the answer does not count, or ""."""
+        return self.check.refused if self.check else ""
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is an answer that may count."""
+        return self.answer is not None and not self.refused
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """All masks on the page, gold too, in its order."""
+        order = np.argsort(self._places(), kind="stable")
+        return tuple(np.array([*self.issued.questions, *self.issued.gold], dtype=object)[order].tolist())
+
+    def _places(self) -> NDArray[np.int64]:
+        """The places of the questions, then of the gold."""
+        gold = np.array(self.issued.places, dtype=np.int64)
+        everything = np.arange(len(self.issued.questions) + len(gold))
+        return np.concatenate([np.setdiff1d(everything, gold), gold])
+
+    def verdicts(self) -> tuple[list[Verdict], list[Verdict]]:
+        """The answer's verdicts on the questions, and on the gold."""
+        assert self.answer is not None
+        given = [self.answer.verdicts[place] for place in self._places().tolist()]
+        return given[: len(self.issued.questions)], given[len(self.issued.questions) :]
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -92,17 +139,18 @@ class Campaign:
     pages: by name; page_of: by the task that they became.
     verdict: (n,) int8 a mask, -1 unasked, 0 no, 1 yes, 2 unsure. state: of clusters that are or were at
     the front of the search, by (tree, node). evidence: verdicts and yes among them by which a cluster was
-    decided. intended: of each source task, the digests of all results meant for it; halfway: the tasks that were
-    to be written and, as far as is known, were not; ours: of each task its annotation, and the task's version, as
-    last written. whole: whether the log tells everything. revised: the rows whose verdict
-    the latest event changed or took back. gold: the answers to questions whose truth is known. leaf: (n,) where
-    a mask stands in the leaf order of its tree. commands: what managers said. search: the strategy at work.
+    the latest event changed or took back. team: the annotators; measured: whether their rates are those of the
+    gold on the pages. checks: how new pages are checked. leaf: (n,) where a mask stands in the leaf order of its
+    tree. commands: what managers said. search: the strategy at work.
     """
 
-    def __init__(self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy) -> None:
+    def __init__(
+        self, table: MaskTable, trees: Sequence[ClusterTree], strategy: Strategy, checks: Checks = UNCHECKED
+    ) -> None:
         self.table = table
         self.trees = trees
         self.strategy = strategy
+        self.checks = checks
         self.name: str | None = None
         self.verdict = np.full(len(table), UNASKED, dtype=np.int8)
         self.pages: dict[str, PageState] = {}
@@ -115,8 +163,13 @@ class Campaign:
         self.whole = True
         self.revised: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self.taken = np.zeros(len(table.images), dtype=bool)
-        self.gold = Gold()
+        self.team = Team()
+        self.measured = False
         self.questions_asked = 0
+        self._draws = GoldDraws(checks)
+        self._alone: dict[tuple[str, ...], Asked] = {}  # a second annotator is to be asked these
+        self._second: dict[str, PageState] = {}  # and is asked these
+        self._overlaps: list[Asked] = []
         self._standing: dict[int, NDArray[np.int32]] = {}
         self._written = 0
         self._asked: dict[tuple[str, ...], Asked] = {}
@@ -140,6 +193,7 @@ class Campaign:
         match event:
             case CampaignStarted():
                 self.name = event.campaign
+                self.measured = bool(event.gold)
             case PageIssued():
                 self._issue(event)
             case PagePosted():
@@ -158,7 +212,7 @@ class Campaign:
             case Commanded():
                 self.commands.apply(event)
             case GoldAnswered():
-                self.gold += Gold(event.wrong, event.missed, event.right, event.marked)
+                self.team.common += Gold(event.wrong, event.missed, event.right, event.marked)
             case WriteIntended():
                 self.intended.setdefault(event.task, set()).add(event.digest)
                 self.halfway.add(event.task)
@@ -189,24 +243,88 @@ class Campaign:
         page = PageState(event, asked)
         asked.pages.append(page)
         self.pages[event.page] = page
-        self._waiting[event.questions] = asked
-        self.questions_asked += len(asked.rows)
+        if asked.counted is None:
+            self._waiting[event.questions] = asked
+        if event.overlap:
+            self._alone.pop(event.questions, None)
+            self._second[event.page] = page
+            self._overlaps.append(asked)
+        self.questions_asked += len(asked.rows) + len(event.gold)
+        self._draws.showed(event.gold)
 
     def _answer(self, event: PageAnswered | PageReturned | PageReopened) -> None:
         page = self._page(event.page)
         asked = page.asked
         before = self.verdict[asked.rows]
-        page.returned = isinstance(event, PageReturned)
+        counted = asked.counted
+        if counted is not None and counted.check is not None:
+            self.team[counted.check.by].counted -= len(asked.rows)
         page.answer = event if isinstance(event, PageAnswered) else None
+        self._check(page)
+        page.returned = isinstance(event, PageReturned) or bool(page.refused)
+        self._second.pop(event.page, None)
+        if page.counts and page.issued.attempt == 1 and int(event.page, 16) < self.checks.overlap * 16**20:
+            self._alone[page.issued.questions] = asked
         if asked.counted in (None, page):
-            asked.counted = next((p for p in [page, *asked.pages] if p.answer), None)
+            asked.counted = next((p for p in [page, *asked.pages] if p.counts), None)
         if asked.counted is None:
             self._waiting[page.issued.questions] = asked
             self.verdict[asked.rows] = UNASKED
-        elif asked.counted.answer is not None:
+        else:
             self._waiting.pop(page.issued.questions, None)
-            self.verdict[asked.rows] = [_CODES[verdict] for verdict in asked.counted.answer.verdicts]
+            self.verdict[asked.rows] = [_CODES[verdict] for verdict in asked.counted.verdicts()[0]]
+            assert asked.counted.check is not None
+            self.team[asked.counted.check.by].counted += len(asked.rows)
         self.revised = asked.rows[(before != UNASKED) & (before != self.verdict[asked.rows])]
+
+    def _check(self, page: PageState) -> None:
+        """Count the gold of a page's answer, and say whether the answer counts.
+
+        What an annotator's earlier gold said decides whether this page's tells their rates: were it left out for
+        what it says itself, the rates would look better than they are. An answer that is changed later changes
+        the counts, and nothing else.
+        """
+        answer, before = page.answer, page.check
+        if before is not None:
+            one = self.team[before.by]
+            one.shown -= before.gold
+            one.weighed -= before.gold if before.weighed else Gold()
+        if answer is None:
+            page.check = None
+            return
+        gold = gold_answers(page.issued.truth, page.verdicts()[1])
+        if before is None or before.by != answer.by:
+            page.check = self._first_check(page, answer, gold)
+        else:
+            page.check = Check(before.by, before.refused, before.weighed, gold)
+        one = self.team[answer.by]
+        one.shown += gold
+        one.weighed += gold if page.check.weighed else Gold()
+
+    def _first_check(self, page: PageState, answer: PageAnswered, gold: Gold) -> Check:
+        one, issued = self.team[answer.by], page.issued
+        one.answers += 1
+        self.team.recent.append(answer.by)
+        questions = len(answer.verdicts)
+        if answer.seconds is not None:
+            one.questions += questions
+            one.seconds += answer.seconds
+        good = not one.suspected
+        if issued.tolerated:
+            one.take(gold, issued.tolerated)
+        fast = answer.seconds is not None and answer.seconds < issued.least_seconds
+        earlier = [p for p in page.asked.pages if p is not page and p.check and p.check.by == answer.by]
+        refused = ""
+        if any(p.refused for p in earlier):
+            last = self.team.alone(answer.by) or len(earlier) + 1 >= REPEATS
+            refused = "" if last else "the same annotator again"
+        elif fast:
+            refused = "too fast"
+        elif issued.tolerated and one.suspected:
+            refused = "missed gold"
+        one.refused += bool(refused)
+        weighed = not refused or (good and refused == "missed gold")
+        return Check(answer.by, refused, weighed, gold)
 
     def _page(self, name: str) -> PageState:
         if name not in self.pages:
@@ -258,9 +376,37 @@ class Campaign:
         return sorted(key for key, value in self.state.items() if value == state)
 
     @property
+    def gold(self) -> Gold:
+        """The answers to questions of known truth, as far as they tell the rates of the answers that count."""
+        return self.team.gold
+
+    def overlaps(self) -> Labels:
+        """The answers to what several annotators were asked; of one annotator's, the first."""
+        rows, accounts, yes = [], [], []
+        for asked in self._overlaps:
+            first: dict[int, PageState] = {}
+            for page in asked.pages:
+                if page.check is not None:
+                    first.setdefault(page.check.by, page)
+            if len(first) > 1:
+                for account, page in first.items():
+                    rows.append(asked.rows)
+                    accounts.append(np.full(len(asked.rows), account))
+                    yes.append(np.array([verdict == "yes" for verdict in page.verdicts()[0]]))
+        if not rows:
+            return Labels(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.bool_))
+        return Labels(np.concatenate(rows), np.concatenate(accounts), np.concatenate(yes))
+
+    @property
     def waiting_pages(self) -> list[PageState]:
         """The pages whose answer is awaited, and those that came back and are to be asked again."""
         return [page for asked in self._waiting.values() if (page := asked.waiting())]
+
+    @property
+    def unposted_pages(self) -> list[PageState]:
+        """The pages that are to become tasks."""
+        due = [*self.waiting_pages, *self._second.values()]
+        return [page for page in due if page.task is None and not page.returned]
 
     @property
     def written(self) -> int:
@@ -356,21 +502,31 @@ class Campaign:
         Nothing while a page still waits for its answer; first of all, pages that came back are asked
         again. The order of answers within a round changes nothing.
         """
+        gold = self._draws.ahead()
         again = [page.asked.pages[-1].issued for page in self.waiting_pages if page.returned]
         for earlier in again:
-            yield self._new_page(earlier.attempt + 1, earlier.category, earlier.questions, earlier.clusters)
+            yield self._new_page(earlier.attempt + 1, earlier.category, earlier.questions, earlier.clusters, gold)
         if again or self._waiting:
             return
         draws: list[Draw] = []
         budget = self.strategy.budget
-        for step in self.search.draw(None if budget is None else max(0, budget - self.questions_asked)):
+        if len(set(self.team.recent)) > 1:
+            for asked in self._alone.values():
+                last = asked.pages[-1].issued
+                yield self._new_page(
+                    last.attempt + 1, last.category, last.questions, last.clusters, gold, overlap=True
+                )
+        room = None if budget is None else max(0, budget - self.questions_asked)
+        if room is not None and self.checks.measures:
+            room = round(room * (1 - self.checks.share))
+        for step in self.search.draw(room):
             if isinstance(step, Draw):
                 draws.append(step)
             else:
                 yield step
-        yield from self._paged(draws)
+        yield from self._paged(draws, gold)
 
-    def _paged(self, draws: Sequence[Draw]) -> Iterator[PageIssued]:
+    def _paged(self, draws: Sequence[Draw], gold: GoldDraws) -> Iterator[PageIssued]:
         for place, tree in enumerate(self.trees):
             here = [draw for draw in draws if draw.place == place]
             if not here:
@@ -378,17 +534,49 @@ class Campaign:
             rows = np.concatenate([draw.rows for draw in here])
             nodes = np.concatenate([draw.clusters for draw in here])
             order = np.argsort(self.leaf[rows], kind="stable")
-            for begin in range(0, len(rows), self.strategy.page_size):
-                part = order[begin : begin + self.strategy.page_size]
+            size = self.checks.room(self.strategy.page_size)
+            for begin in range(0, len(rows), size):
+                part = order[begin : begin + size]
                 questions = tuple(self.table.ids[rows[part]].tolist())
                 clusters = tuple(cluster_name(tree, node) for node in np.unique(nodes[part]).tolist())
-                yield self._new_page(1, tree.category, questions, clusters)
+                yield self._new_page(1, tree.category, questions, clusters, gold)
 
     def _new_page(
-        self, attempt: int, category: str, questions: tuple[str, ...], clusters: tuple[str, ...]
+        self,
+        attempt: int,
+        category: str,
+        questions: tuple[str, ...],
+        clusters: tuple[str, ...],
+        draws: GoldDraws,
+        overlap: bool = False,
     ) -> PageIssued:
         name = page_name(self.name or "", attempt, questions)
-        return PageIssued(name, attempt, category, questions, clusters)
+        checks = self.checks
+        gold = draws.draw(name, category, len(questions), self.strategy.page_size)
+        return PageIssued(
+            name,
+            attempt,
+            category,
+            questions,
+            clusters,
+            gold.ids,
+            gold.truth,
+            gold.places,
+            checks.tolerated if gold.ids else 0.0,
+            checks.least_seconds * (len(questions) + len(gold.ids)),
+            overlap,
+        )
+
+
+def gold_answers(truth: Sequence[bool], verdicts: Sequence[Verdict]) -> Gold:
+    """What verdicts on masks of known truth come to."""
+    told = [(right, verdict == "yes") for right, verdict in zip(truth, verdicts, strict=True)]
+    return Gold(
+        sum(not right for right, _ in told),
+        sum(yes and not right for right, yes in told),
+        sum(right for right, _ in told),
+        sum(right and not yes for right, yes in told),
+    )
 
 
 def page_name(campaign: str, attempt: int, questions: Sequence[str]) -> str:

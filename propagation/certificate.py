@@ -195,6 +195,14 @@ class Certificate:
         missed = np.minimum(rates.missed(self._no_before), self._right_before)
         return self._right_before - missed, self._wrong_before + missed
 
+    def begin_anew(self) -> None:
+        """Weigh the evidence anew from the answers that stand."""
+        self._stale = True
+
+    def asks(self, rows: Ints) -> int:
+        """How many of these masks are questions that were put to annotators."""
+        return int(self._issued[rows].sum())
+
     def knew(self, rows: Ints) -> bool:
         """Whether any of these masks is a member that had a verdict before."""
         return bool(((self.levels[rows] > 0) & (self._place[rows] < 0)).any())

@@ -18,13 +18,15 @@ Command = Literal["accept", "reject", "split", "ask", "undo"]
 class CampaignStarted:
     """A campaign over one mask table and its trees begins.
 
-    settings: the strategy's name and parameters; table, trees: fingerprints of the artefacts.
+    settings: the strategy's name and parameters; table, trees: fingerprints of the artefacts; gold: that of the
+    masks whose truth is known, by which annotators' rates are measured, or "".
     """
 
     campaign: str
     settings: Mapping[str, Any]
     table: str
     trees: str
+    gold: str = ""
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,10 @@ class PageIssued:
     """A page of questions is to be asked.
 
     questions: mask ids of one category; clusters: those whose questions stand on the page; attempt: 1, or
-    more where an earlier page with the same questions went unanswered.
+    more where there was an earlier page with the same questions. gold: masks shown besides, whose ``truth`` is
+    known, right or not, at these ``places`` of the page. tolerated: the rate of missed gold from which an
+    annotator's page is asked again, 0 for never; least_seconds: below which an answer is too fast. overlap:
+    whether an answer counts already, and this page asks another annotator the same.
     """
 
     page: str
@@ -40,6 +45,12 @@ class PageIssued:
     category: str
     questions: tuple[str, ...]
     clusters: tuple[str, ...]
+    gold: tuple[str, ...] = ()
+    truth: tuple[bool, ...] = ()
+    places: tuple[int, ...] = ()
+    tolerated: float = 0.0
+    least_seconds: float = 0.0
+    overlap: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +65,7 @@ class PagePosted:
 class PageAnswered:
     """An annotator answered a page, or changed the answer.
 
-    verdicts: one a question, in the page's order; version: the annotation's ``updated_at``;
+    verdicts: one a question, gold among them, in the page's order; version: the annotation's ``updated_at``;
     seconds: the time the annotator took, where Label Studio knows it.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from propagation.campaign import Campaign
+from propagation.campaign import Campaign, PageState
 from propagation.events import (
     CampaignStarted,
     Certified,
@@ -24,10 +24,20 @@ from propagation.events import (
     PageIssued,
     Verdict,
 )
+from propagation.gold import UNCHECKED, Checks
 from propagation.masks import MaskTable
 from propagation.quality import RIGHT_IOU
 from propagation.strategies import Strategy
 from propagation.tree import ClusterTree
+
+
+@dataclass(frozen=True)
+class Member:
+    """One simulated annotator: rates of error, and how many pages of the team's they answer, as a weight."""
+
+    miss: float = 0.0
+    false_alarm: float = 0.0
+    pace: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class World:
 
     target: q, by which broken promises are counted. right_iou: above it a mask is right. miss, false_alarm:
     how often annotators answer yes on a wrong mask, and no on a right one. gold: the share of questions whose
-    truth is known, half of them of wrong masks.
+    truth is known, half of them of wrong masks. team: instead of these three, annotators each with rates of
+    their own, whose pages are checked by ``checks``, gold and all.
     """
 
     table: MaskTable
@@ -47,6 +58,8 @@ class World:
     miss: float = 0.0
     false_alarm: float = 0.0
     gold: float = 0.0
+    team: Sequence[Member] = ()
+    checks: Checks = UNCHECKED
 
     @property
     def right(self) -> NDArray[np.bool_]:
@@ -108,8 +121,10 @@ def simulate(
     says_yes = right ^ errs
     budget = strategy.budget
     real = None if budget is None else budget - round(budget * world.gold)
-    campaign = Campaign(world.table, world.trees, replace(strategy, seed=seed, budget=real))  # type: ignore[type-var]
-    campaign.apply(CampaignStarted(f"simulation-{seed}", {}, "", ""))
+    rule: Strategy = replace(strategy, seed=seed, budget=real)  # type: ignore[type-var]
+    campaign = Campaign(world.table, world.trees, rule, world.checks)
+    measured = "simulated" if world.checks.measures else ""
+    campaign.apply(CampaignStarted(f"simulation-{seed}", {}, "", "", measured))
     category = world.table.category
     watch = Watch(world, campaign)
     gold = 0
@@ -132,9 +147,10 @@ def simulate(
         for page in pages:
             campaign.apply(page)
         for page in pages:
-            rows = campaign.pages[page.page].rows
-            verdicts: tuple[Verdict, ...] = tuple("yes" if yes else "no" for yes in says_yes[rows].tolist())
-            campaign.apply(PageAnswered(page.page, 0, "", 0, None, verdicts))
+            shown = campaign.pages[page.page]
+            by, yes = _of_team(shown, world, rng) if world.team else (0, says_yes[shown.rows])
+            verdicts: tuple[Verdict, ...] = tuple("yes" if one else "no" for one in yes.tolist())
+            campaign.apply(PageAnswered(page.page, 0, "", by, None, verdicts))
         if world.gold and pages:
             due = round(campaign.questions_asked * world.gold / (1 - world.gold)) - gold
             gold += due
@@ -186,6 +202,17 @@ class Watch:
         self.wrong |= good < self._world.target * many
         self.wrong_total |= bool(good.sum() < self._world.target * many.sum())
         self.curve.append((self._campaign.questions_asked + gold, int(many.sum()), int(good.sum())))
+
+
+def _of_team(page: PageState, world: World, rng: np.random.Generator) -> tuple[int, NDArray[np.bool_]]:
+    """Who answers a page, from account 1 on, and (k,) what they say of all that it shows."""
+    pace = np.array([one.pace for one in world.team])
+    by = int(rng.choice(len(pace), p=pace / pace.sum()))
+    truth = world.right[page.rows]
+    places = np.array(page.issued.places, dtype=np.int64)
+    truth = np.insert(truth, places - np.arange(len(places)), np.array(page.issued.truth, dtype=bool))
+    errs = rng.random(len(truth)) < np.where(truth, world.team[by].false_alarm, world.team[by].miss)
+    return by + 1, truth ^ errs
 
 
 def _gold_answers(count: int, world: World, rng: np.random.Generator) -> GoldAnswered:

@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -17,6 +17,7 @@ from plugin.label_studio.gateway import Gateway
 from propagation.campaign import NO, Campaign, PageState
 from propagation.errors import AnswerError, CommandError, Missing, NotLabelStudio, Refused, ServerError
 from propagation.events import Commanded, Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
+from propagation.masks import MaskTable
 from propagation.progress import History
 from sync.changes import Changes
 from sync.clusters import FIELDS as CARD_FIELDS
@@ -62,6 +63,7 @@ class Daemon:
     a page may be overtaken by later ones before it is asked again: somebody opened it and went away, and Label
     Studio keeps it for them. poll_every: seconds between looks for answers while a long write-back runs. board:
     the project where managers see clusters and give commands, None without one. history: of the campaign so far.
+    gold: the masks of known truth, and where their images are.
 
     Everything it learns or decides is in the store before anything depends on it; what it sends to the
     server it can look up there first. So it may be stopped anywhere, and started again.
@@ -79,6 +81,7 @@ class Daemon:
         poll_every: float = 2.0,
         board: int | None = None,
         history: History | None = None,
+        gold: tuple[MaskTable, Mapping[str, str]] | None = None,
     ) -> None:
         self.store = store
         self.gateway = gateway
@@ -92,7 +95,8 @@ class Daemon:
         self.stopping: Callable[[], bool] = lambda: False
         self.alive: Callable[[], None] = lambda: None  # is told during a long pass that it goes on
         self._tasks: Sequence[SourceTask] = store.source_tasks()
-        self._locations = {task.image: task.location for task in self._tasks}
+        self._gold = gold[0] if gold else None
+        self._locations = {**(gold[1] if gold else {}), **{task.image: task.location for task in self._tasks}}
         self._images = {task.task: task.image for task in self._tasks}
         self._task_of = {task.image: task for task in self._tasks}
         self._cursors = {name: store.fact(name) for name in ("cursor:source", "cursor:verify", "cursor:board")}
@@ -313,8 +317,10 @@ class Daemon:
         """Decide, choose what to ask next, and post it; what was chosen to be asked."""
         step.decisions += len(self._choose(self.campaign.decisions()))
         chosen = self._choose(self.campaign.next_round())
-        unposted = [page for page in self.campaign.waiting_pages if page.task is None and not page.returned]
-        post_pages(self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record)
+        unposted = self.campaign.unposted_pages
+        post_pages(
+            self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record, self._gold
+        )
         step.pages += len(unposted)
         return chosen
 

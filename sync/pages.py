@@ -29,6 +29,9 @@ LARGE_SIDE = 384  # pixels of a crop that is asked about by itself
 
 UNREADABLE = unreadable_crop()
 
+#: Some rows of a mask table.
+Some = tuple[MaskTable, NDArray[np.int64]]
+
 
 @dataclass(frozen=True)
 class VerifyProjects:
@@ -50,21 +53,26 @@ def post_pages(
     pages: Sequence[PageState],
     locations: Mapping[str, str],
     posted: Callable[[list[PagePosted]], None],
+    gold: MaskTable | None = None,
 ) -> None:
     """Make a task of each page; ``posted`` is told after every batch that the server took.
 
     A question whose image cannot be read says so, and to mark it as wrong, so that the rest can be answered. The
     caller has looked before that none has a task already, from a run that was cut off.
-    locations: image key to the value by which the image can be read.
+    locations: image key to the value by which the image can be read. gold: the masks of known truth; their crops
+    are made and named like the rest, and uploaded in the order of mask ids, which tells nothing.
     """
     for batch in chunks(pages, PAGES_AT_ONCE):
-        rows = np.concatenate([page.rows for page in batch])
-        shown = (_in_context if projects.ask == "context" else _cropped)(gateway, projects, table, rows, locations)
+        masks = [(table, np.concatenate([page.rows for page in batch]))]
+        known = [mask for page in batch for mask in page.issued.gold]
+        if gold is not None and known:
+            masks.append((gold, np.flatnonzero(np.isin(gold.ids, known))))
+        shown = (_in_context if projects.ask == "context" else _cropped)(gateway, projects, masks, locations)
         tasks = [
             page_task(
                 page.issued.page,
                 page.issued.category,
-                [shown[mask] for mask in page.issued.questions],
+                [shown[mask] for mask in page.shown],
                 projects.ask,
                 projects.examples.get(page.issued.category),
             )
@@ -75,32 +83,27 @@ def post_pages(
 
 
 def _cropped(
-    gateway: Gateway,
-    projects: VerifyProjects,
-    table: MaskTable,
-    rows: NDArray[np.int64],
-    locations: Mapping[str, str],
+    gateway: Gateway, projects: VerifyProjects, masks: Sequence[Some], locations: Mapping[str, str]
 ) -> dict[str, Question]:
     """Mask id to a question that shows its crop."""
-    crops = render_crops(gateway, table, rows, locations, *([] if projects.ask == "page" else [LARGE_SIDE]))
-    urls = _uploaded(gateway, projects, crops)
+    side = [] if projects.ask == "page" else [LARGE_SIDE]
+    crops: dict[str, bytes] = {}
+    for table, rows in masks:
+        crops |= render_crops(gateway, table, rows, locations, *side)
+    urls = _uploaded(gateway, projects, dict(sorted(crops.items())))
     return {mask: Question(mask, url) for mask, url in urls.items()}
 
 
 def _in_context(
-    gateway: Gateway,
-    projects: VerifyProjects,
-    table: MaskTable,
-    rows: NDArray[np.int64],
-    locations: Mapping[str, str],
+    gateway: Gateway, projects: VerifyProjects, masks: Sequence[Some], locations: Mapping[str, str]
 ) -> dict[str, Question]:
     """Mask id to a question that shows its whole image.
 
     The image is at its own address, unless that is one that Label Studio reads for the source project alone,
     from a storage connected there.
     """
-    by_image = _by_image(table, rows)
-    elsewhere = [image for image in by_image if not locations[image].startswith(PLAIN_ADDRESSES)]
+    images = {image for table, rows in masks for image in _by_image(table, rows)}
+    elsewhere = sorted(image for image in images if not locations[image].startswith(PLAIN_ADDRESSES))
     copies = {}
     for place, image in enumerate(elsewhere):
         pixels = _read(gateway, image, locations[image])
@@ -110,7 +113,8 @@ def _in_context(
         str(table.ids[row]): Question(
             str(table.ids[row]), urls[image], outline_of(str(table.ids[row]), table.rle(row))
         )
-        for image, here in by_image.items()
+        for table, rows in masks
+        for image, here in _by_image(table, rows).items()
         for row in here
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -95,9 +95,9 @@ def read_pool(gateway: Gateway, project: int, field_name: str, table: MaskTable)
     return list(found.values())
 
 
-def names_pages(gateway: Gateway, pages: int, campaign: str) -> bool:
-    """Whether pages in a verify project bear names that this campaign gives."""
-    return any(_attempt(campaign, task["data"]) for task in gateway.tasks(pages, ["data"]))
+def names_pages(gateway: Gateway, pages: int, campaign: str, gold: Mapping[str, bool]) -> bool:
+    """Whether pages in a verify project bear names that this campaign gives. gold: masks of known truth."""
+    return any(_attempt(campaign, task["data"], gold) for task in gateway.tasks(pages, ["data"]))
 
 
 def read_back(
@@ -107,13 +107,14 @@ def read_back(
     started: CampaignStarted,
     begin: Callable[[], Campaign],
     tasks: Sequence[SourceTask],
+    gold: Mapping[str, bool],
     ask: Ask = "page",
 ) -> Found:
     """The events that Label Studio's own data tell: pages, answers, and what was written.
 
-    started: the campaign's first event; begin: makes the campaign without any. What a page was for and what was
-    decided is told nowhere in Label Studio, where annotators could read it; that the log has lost this is an event
-    of its own.
+    started: the campaign's first event; begin: makes the campaign without any; gold: whether masks of known truth
+    are right. What a page was for and what was decided is told nowhere in Label Studio, where annotators could
+    read it; that the log has lost this is an event of its own.
     """
     found = Found([started, HistoryLost()])
     campaign = begin()
@@ -129,16 +130,21 @@ def read_back(
     seen = []
     for task in sorted(gateway.tasks(pages, ["data", *FIELDS]), key=lambda task: int(task["id"])):
         data = task["data"]
-        attempt = _attempt(started.campaign, data)
+        attempt = _attempt(started.campaign, data, gold)
         if not attempt:
             foreign += 1
             continue
         if data["page"] in campaign.pages:
             twice += 1
             continue
-        questions = tuple(masks_of(data))
+        shown = masks_of(data)
+        questions = tuple(mask for mask in shown if mask not in gold)
+        known = {place: mask for place, mask in enumerate(shown) if mask in gold}
         category = categories[campaign.table.category[campaign.rows_of(questions)[0]]]
-        take(PageIssued(data["page"], attempt, category, questions, ()))
+        truth = tuple(gold[mask] for mask in known.values())
+        take(
+            PageIssued(data["page"], attempt, category, questions, (), tuple(known.values()), truth, tuple(known))
+        )
         take(PagePosted(data["page"], task["id"]))
         found.pages += 1
         seen.append(task)
@@ -169,9 +175,10 @@ def _lost(problems: Sequence[AnswerError], foreign: int, twice: int) -> Iterator
     yield from (f"an answer: {problem}" for problem in problems)
 
 
-def _attempt(campaign: str, data: Json) -> int | None:
+def _attempt(campaign: str, data: Json, gold: Mapping[str, bool]) -> int | None:
     """Which attempt of a campaign a page's task is; None where it is no page of it."""
-    page, questions = data.get("page"), tuple(masks_of(data))
+    page = data.get("page")
+    questions = tuple(mask for mask in masks_of(data) if mask not in gold)
     if not isinstance(page, str) or not questions:
         return None
     return next((n for n in range(1, ATTEMPTS) if page_name(campaign, n, questions) == page), None)

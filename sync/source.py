@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import numpy as np
 from plugin.label_studio.gateway import IDS_A_REQUEST, Gateway, Json
 from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import Labeling
-from plugin.label_studio.regions import META, digest, regions_of
+from plugin.label_studio.regions import META, digest, regions_of, rle_of
 from propagation.campaign import Campaign
-from propagation.errors import ConfigError
+from propagation.errors import ConfigError, MaskError
 from propagation.masks import MaskTable
+from propagation.rle import Rle
 from propagation.tree import ClusterTree, cluster_name, home_clusters
 from sync.store import SourceTask
 
@@ -61,6 +63,42 @@ def pool(gateway: Gateway, project: int, field: str) -> list[SourceTask]:
             f"project {project}: none of its {tasks} tasks has an image in {field!r}; import images first"
         )
     return [task for key, task in found.items() if key not in annotated]
+
+
+def annotated(
+    gateway: Gateway, project: int, labeling: Labeling, categories: Sequence[str]
+) -> Iterator[tuple[str, list[tuple[Rle, int]]]]:
+    """The images that people have annotated: where each is, and its objects with the rows of their categories.
+
+    In an order of their own that does not change; only those whose objects can all be read. Of several annotations
+    of an image, the latest.
+    """
+    place_of = {labeling.label(name): place for place, name in enumerate(categories)}
+    found: dict[str, tuple[str, Json]] = {}
+    for task in gateway.tasks(project, ["data", *ANNOTATION_FIELDS]):
+        location = task["data"].get(labeling.field)
+        drawn = [a for a in task.get("annotations") or [] if not a.get("was_cancelled") and not _propagated(a)]
+        if isinstance(location, str) and location and drawn:
+            found.setdefault(image_key(location), (location, max(drawn, key=lambda one: int(one["id"]))))
+    for key in sorted(found, key=lambda key: hashlib.blake2b(key.encode(), digest_size=8).digest()):
+        location, annotation = found[key]
+        objects = _objects(annotation["result"], labeling, place_of)
+        if objects:
+            yield location, objects
+
+
+def _objects(result: Sequence[Json], labeling: Labeling, place_of: Mapping[str, int]) -> list[tuple[Rle, int]]:
+    """The objects of an annotation that the categories are about; none where one cannot be read."""
+    objects = []
+    try:
+        for region in result:
+            value = region.get("value", {})
+            labels = value.get("polygonlabels") or value.get("brushlabels") or []
+            if region.get("to_name") == labeling.image and labels and labels[0] in place_of:
+                objects.append((rle_of([region]), place_of[labels[0]]))
+    except (LookupError, TypeError, ValueError, MaskError):  # no result of this labeling
+        return []
+    return objects
 
 
 def _propagated(annotation: Mapping[str, Any]) -> bool:

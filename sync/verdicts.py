@@ -53,7 +53,7 @@ def _read_page(task: Json, page: PageState, ask: Ask) -> tuple[News | None, Answ
     if page.answer and (page.answer.annotation, page.answer.version) == (answer["id"], version):
         return None, None
     try:
-        verdicts = read_answer(name, page.issued.questions, answer, ask)
+        verdicts = read_answer(name, page.shown, answer, ask)
     except AnswerError as error:
         returned = page.returned and not page.answer
         return (None if returned else PageReturned(name, answer["id"], version)), error

@@ -77,7 +77,9 @@ class Site:
     def right(self) -> dict[str, bool]:
         """Mask id to whether it is right."""
         table = pipeline.load_table(self.store, self.settings)
-        return dict(zip(table.ids.tolist(), (truth_iou(table, self.truth) > RIGHT_IOU).tolist(), strict=True))
+        right = dict(zip(table.ids.tolist(), (truth_iou(table, self.truth) > RIGHT_IOU).tolist(), strict=True))
+        known = pipeline.load_gold(self.store, self.settings)
+        return right | (known.truth if known else {})
 
     @contextmanager
     def annotator(self) -> Iterator[Annotator]:

@@ -115,6 +115,7 @@ def make_office(tmp_path, monkeypatch, box):
                 "images": tmp_path / "coco.json",
             },
             strategy=STRATEGY,
+            least_seconds=0.0,
         )
         stores.append(Store(settings.store_url))
         return Office(gateway, stores[-1], settings, project)

@@ -10,12 +10,16 @@ from pycocotools.coco import COCO
 
 from ls_propagate import pipeline
 from ls_propagate.tables import quality_lines, quality_table
+from plugin.label_studio.labeling import read_labeling
 from plugin.label_studio.pages import config_of
-from plugin.label_studio.regions import mask_of
+from plugin.label_studio.regions import mask_of, regions_of
+from propagation.calibrated import CalibratedStrategy
 from propagation.errors import ConfigError, ImageError, InputError, Missing, SettingsError, StoreError
 
 IMAGE = '<Image name="image" value="$image"/>'
 CHOICES = '<Choices name="c" toName="{}"><Choice value="x"/></Choices>'
+CONFIG = f"""<View>{IMAGE}<PolygonLabels name="label" toName="image"><Label value="x"/><Label value="Y"/>
+</PolygonLabels></View>"""
 BOXES = '<RectangleLabels name="r" toName="image"><Label value="x"/></RectangleLabels>'
 
 
@@ -423,3 +427,87 @@ def test_an_expert_draws_a_sample_in_a_project_of_its_own(make_office):
     assert other["address"] != first["address"]
     assert len(quality_lines(other)) == 2
     assert quality_table(other).row_count == 2
+
+
+# gold
+
+
+@pytest.fixture
+def with_gold(make_office, box):
+    """An office in whose project two images are annotated: half of what is predicted there is right."""
+    office = make_office(images=("a.png", "b.png", "c.png", "d.png"))
+    office = replace(office, settings=office.changed(gold_share=0.25))
+    labeling = read_labeling(CONFIG, ("x", "Y"), {}, "cells")
+    for task in list(office.gateway.tasks(office.project, ["data"]))[2:]:
+        drawn = []
+        for place in range(0, 12, 2):
+            rle = box(place % 4 * 8 + 1, place // 4 * 8 + 1, 5, 5)
+            drawn += regions_of(f"{place:020x}", rle, "x" if place < 8 else "Y", 1.0, {}, labeling)
+        drawn = [{name: value for name, value in region.items() if name != "meta"} for region in drawn]
+        office.gateway.submit(task["id"], drawn)
+    return office
+
+
+def test_gold_is_made_of_what_people_annotated(with_gold):
+    office = with_gold.prepared()
+    known = pipeline.load_gold(office.store, office.settings)
+    table = pipeline.load_table(office.store, office.settings)
+    assert not set(known.table.ids.tolist()) & set(table.ids.tolist())
+    assert set(known.table.images.tolist()) & set(table.images.tolist()) == set()
+    predicted = known.table.score != 0.5
+    assert (predicted & known.right).sum() == 12
+    assert (predicted & ~known.right).sum() == 12
+    made = {
+        (str(c), bool(r)) for c, r in zip(known.table.category[~predicted], known.right[~predicted], strict=True)
+    }
+    assert ("0", False) in made
+    started = next(iter(office.store.stream()))
+    assert started.gold == known.fingerprint
+
+
+def test_nothing_in_a_task_tells_gold_from_the_rest(with_gold):
+    office = with_gold.prepared()
+    daemon = pipeline.open_daemon(office.gateway, office.store, office.settings)
+    daemon.step()
+    known = pipeline.load_gold(office.store, office.settings).truth
+    pages = pipeline.connection_of(office.store).pages
+    tasks = list(office.gateway.tasks(pages, ["data"]))
+    seen = 0
+    for task in tasks:
+        assert set(task["data"]) == {"question", "page", "crops"}
+        for crop in task["data"]["crops"]:
+            seen += crop["alias"] in known
+            assert set(crop) == {"value", "alias", "hotkey", "html"}
+            assert len(crop["alias"]) == 20
+            assert crop["alias"] in crop["html"]
+        assert "gold" not in str(task)
+    assert seen == sum(len(page.issued.gold) for page in daemon.campaign.pages.values()) > 0
+
+
+def test_a_campaign_with_gold_runs_to_its_end_counts_it_and_replays(with_gold):
+    office = with_gold.prepared().finished()
+    campaign = pipeline.open_campaign(office.store, office.settings)
+    assert campaign.measured
+    assert campaign.team[2].shown.wrong > 0
+    assert campaign.gold.right + campaign.gold.wrong == sum(len(p.issued.gold) for p in campaign.pages.values())
+
+
+def test_without_annotated_images_there_is_no_gold(office):
+    assert pipeline.load_gold(office.prepared().store, office.settings) is None
+    assert not pipeline.open_campaign(office.store, office.settings).measured
+    with pytest.raises(SettingsError, match=r"annotate some images in the project, set gold_share"):
+        rates_of_gold(office)
+
+
+def rates_of_gold(office):
+    strategy = CalibratedStrategy(rates="gold")
+    with pipeline.writing(office.store):
+        other = replace(office, settings=office.changed(strategy=strategy))
+    other.store.begun = lambda: False
+    cluster(other)
+
+
+def test_without_a_share_there_is_no_gold(with_gold):
+    bare = replace(with_gold, settings=with_gold.changed(gold_share=0.0)).prepared()
+    assert pipeline.load_gold(bare.store, bare.settings) is None
+    assert not pipeline.open_campaign(bare.store, bare.settings).measured

@@ -1,0 +1,147 @@
+"""Gold: masks on images that people annotated, whose truth is therefore known, right and wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco
+
+from ml_backend.segmenters.base import Segmenter
+from ml_backend.segmenters.seed_set import Labeled, SeedSet
+from ml_backend.segmenters.watershed import Watershed, train
+from propagation.columns import Runs
+from propagation.errors import InputError
+from propagation.masks import Detections, MaskTable, build_table
+from propagation.quality import RIGHT_IOU, truth_iou
+from propagation.rle import Rle, decode
+
+FOLDS = 4
+ENOUGH_RIGHT, ENOUGH_WRONG = 20, 40  # of a category; below, masks are made from the ground truth
+SIDES = ((0, 1), (1, 0), (0, -1), (-1, 0))
+
+
+def make_gold(
+    segmenter: Segmenter, images: Sequence[Labeled], taken: frozenset[str] = frozenset()
+) -> tuple[MaskTable, NDArray[np.bool_]]:
+    """Masks on annotated images, and (g,) whether each is right: its IoU with an object of its category.
+
+    They are what a segmenter finds there that has not seen these images; of categories in which that is too
+    little, also the objects, and what is made wrong of them. taken: ids of masks that are asked about anyway.
+    """
+    categories = segmenter.categories
+    keys = [labeled.image.key for labeled in images]
+    truth = {
+        labeled.image.key: [(categories[c], rle) for c, rle in zip(labeled.categories, labeled.rles, strict=True)]
+        for labeled in images
+    }
+    found = [_best(d, key, categories) for key, d in zip(keys, unseen(segmenter, images), strict=True)]
+    right = truth_iou(build_table(keys, found, categories, "gold"), truth) > RIGHT_IOU
+    category = np.concatenate([np.empty(0, np.int64), *(d.categories for d in found)])
+    if len(right) == len(category):
+        size = len(categories)
+        lacking = np.bincount(category[right], minlength=size) < ENOUGH_RIGHT
+        wanting = np.bincount(category[~right], minlength=size) < ENOUGH_WRONG
+        found = [
+            _joined(d, made)
+            for d, made in zip(found, (_made(one, lacking, wanting, size) for one in images), strict=True)
+        ]
+    table = build_table(keys, found, categories, "gold")
+    right = truth_iou(table, truth) > RIGHT_IOU
+    kept = np.flatnonzero(~np.isin(table.ids, list(taken)))
+    return _rows(table, kept), right[kept]
+
+
+def unseen(segmenter: Segmenter, images: Sequence[Labeled]) -> Sequence[Detections]:
+    """What a segmenter finds on annotated images that it has not learned from.
+
+    One that learns is trained on the other images for each part of them. Of predictions found earlier, those that
+    the file has of these images are taken: who made them knows whether the model had seen them.
+    """
+    if not isinstance(segmenter, Watershed):
+        return segmenter.segment([labeled.image for labeled in images])
+    seed = SeedSet(segmenter.categories, images)
+    fold = np.arange(len(images)) % FOLDS
+    found: dict[int, Detections] = {}
+    for part in range(FOLDS):
+        here = np.flatnonzero(fold == part)
+        others = [images[place] for place in np.flatnonzero(fold != part)]
+        if not len(here):
+            continue
+        try:
+            model = train(replace(seed, images=others), segmenter.least_score)
+        except (InputError, ValueError):  # too few objects among the others to learn from
+            continue
+        answers = model.segment([images[place].image for place in here])
+        found.update(zip(here.tolist(), answers, strict=True))
+    return [found.get(place, _nothing()) for place in range(len(images))]
+
+
+def _nothing() -> Detections:
+    return Detections([], np.empty(0, np.float32), np.empty(0, np.int64))
+
+
+def _best(found: Detections, key: str, categories: Sequence[str]) -> Detections:
+    """The masks that no other of the same object beat: only these are asked about elsewhere. Without features."""
+    table = build_table([key], [replace(found, features=None)], categories, "gold")
+    rows = np.flatnonzero(table.best)
+    return Detections(table.rles(rows), table.score[rows], table.category[rows].astype(np.int64))
+
+
+def _joined(one: Detections, other: Detections) -> Detections:
+    return Detections(
+        [*one.rles, *other.rles],
+        np.concatenate([one.scores, other.scores]).astype(np.float32),
+        np.concatenate([one.categories, other.categories]).astype(np.int64),
+    )
+
+
+def _made(labeled: Labeled, lacking: NDArray[np.bool_], wanting: NDArray[np.bool_], categories: int) -> Detections:
+    """The objects of an image, and what is made wrong of them, of categories that lack right or wrong masks."""
+    made: list[tuple[Rle, int]] = []
+    for place, (rle, category) in enumerate(zip(labeled.rles, labeled.categories.tolist(), strict=True)):
+        if lacking[category]:
+            made.append((rle, category))
+        if wanting[category]:
+            made += [(wrong, category) for wrong in _spoiled(labeled, place)]
+            if categories > 1:
+                made.append((rle, (category + 1 + place % (categories - 1)) % categories))
+    return Detections(
+        [rle for rle, _ in made], np.full(len(made), 0.5, np.float32), np.array([c for _, c in made], np.int64)
+    )
+
+
+def _spoiled(labeled: Labeled, place: int) -> Iterator[Rle]:
+    """An object's mask shifted, eaten away, and merged with the next object's."""
+    rle = labeled.rles[place]
+    mask = decode(rle).astype(np.uint8)
+    width, height = coco.toBbox(dict(rle))[2:]
+    across, down = SIDES[place % 4]
+    moved = np.array([[1, 0, across * width * 0.3], [0, 1, down * height * 0.3]], np.float32)
+    size = mask.shape[::-1]
+    yield from _encoded(cv2.warpAffine(mask, moved, size, flags=cv2.INTER_NEAREST))
+    thick = max(3, round(min(width, height) * 0.25)) | 1
+    yield from _encoded(cv2.erode(mask, np.ones((thick, thick), np.uint8), borderValue=0))
+    if len(labeled.rles) > 1:
+        other = (place + 1) % len(labeled.rles)
+        yield coco.merge([dict(rle), dict(labeled.rles[other])])
+
+
+def _encoded(mask: NDArray[Any]) -> Iterator[Rle]:
+    if mask.any():
+        yield coco.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def _rows(table: MaskTable, rows: NDArray[np.int64]) -> MaskTable:
+    return replace(
+        table,
+        **{
+            name: getattr(table, name)[rows]
+            for name in ("ids", "image", "category", "score", "box", "area", "size", "best")
+        },
+        counts=Runs.of(table.counts[row] for row in rows),
+    )
