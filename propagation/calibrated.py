@@ -751,7 +751,7 @@ class CalibratedSearch:
             if attempt is None:
                 continue
             certificate, certified = attempt.certificate, attempt.certified
-            rates = self._rates(certificate.alpha)
+            rates = self._rates(attempt)
             out = certificate.issued(waiting)
             first = scope.standing is None
             level, need, _ = self._reach(certificate, certified, rates, left - spent, first, out)

@@ -34,7 +34,7 @@ class FakeGateway:
         self.hotkeys: dict[str, Any] = {}
         self._projects: dict[int, Project] = {}
         self._tasks: dict[int, Json] = {}
-        self.tabs: dict[int, list[Json]] = {}
+        self.views: dict[int, list[Json]] = {}
         self._webhooks: dict[int, tuple[int, Webhook]] = {}
         self._tabs: dict[int, tuple[int, Tab]] = {}
         self._changed_by: dict[int, int] = {}
@@ -160,7 +160,7 @@ class FakeGateway:
 
     def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
         self.project(project)
-        there = self.tabs.setdefault(project, [])
+        there = self.views.setdefault(project, [])
         titles = {tab["title"] for tab in there}
         there += [copy.deepcopy(dict(tab)) for tab in tabs if tab["title"] not in titles]
 
