@@ -74,8 +74,9 @@ class Pace:
             if not alone:
                 fixed, each = _costs(items, seconds, GUESS / first)
             growth = CAUTION if len(items) == 1 and seconds[0] > TARGET else GROWTH
-            share = 1.0 if self._busy >= SLOW else SHARE  # who is waited for counts more than what it costs
-            wanted = max(TARGET - fixed, share * fixed) / max(each, 1e-9)
+            # who is waited for counts more than what it costs
+            target, share = (TARGET / 2, 1.0) if self._busy >= SLOW else (TARGET, SHARE)
+            wanted = max(target - fixed, share * fixed) / max(each, 1e-9)
             wanted = min(wanted, growth * items[-6:].max())
         if not alone and (known.calls in EARLY or known.calls % EVERY == EVERY - 1):
             wanted /= SMALL
