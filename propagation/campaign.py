@@ -37,7 +37,7 @@ from propagation.events import (
     Verdict,
     WriteIntended,
 )
-from propagation.gold import UNCHECKED, Checks, GoldDraws
+from propagation.gold import NUMBERS, UNCHECKED, Checks, GoldDraws, number_of
 from propagation.masks import MaskTable
 from propagation.strategies import Choice, Claim, Draw, Strategy
 from propagation.tree import ClusterTree, cluster_name
@@ -263,7 +263,7 @@ class Campaign:
         self._check(page)
         page.returned = isinstance(event, PageReturned) or bool(page.refused)
         self._second.pop(event.page, None)
-        if page.counts and page.issued.attempt == 1 and int(event.page, 16) < self.checks.overlap * 16**20:
+        if page.counts and page.issued.attempt == 1 and number_of(event.page) < self.checks.overlap * NUMBERS:
             self._alone[page.issued.questions] = asked
         if asked.counted in (None, page):
             asked.counted = next((p for p in [page, *asked.pages] if p.counts), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,13 @@ from numpy.typing import NDArray
 from propagation.errors import SettingsError
 from propagation.masks import MaskTable, read_table, write_table
 
+NUMBERS = 2**80
 WRONG_SHARE = 2 / 3  # of gold that is wrong: a miss breaks a promise, a mark only costs
+
+
+def number_of(page: str) -> int:
+    """A number below ``NUMBERS`` that is as good as random, and always the same of a page's name."""
+    return int.from_bytes(hashlib.blake2b(page.encode(), digest_size=10).digest(), "big")
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ class GoldDraws:
         pool, share = self._pool, self._checks.share
         if pool is None:
             return Drawn()
-        rng = np.random.default_rng(int(page, 16))
+        rng = np.random.default_rng(number_of(page))
         many = int(questions * share / (1 - share) + 1e-9 + rng.random())
         of_category = pool.category == category
         rows: list[int] = []

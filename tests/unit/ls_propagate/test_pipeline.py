@@ -474,7 +474,7 @@ def test_nothing_in_a_task_tells_gold_from_the_rest(with_gold):
     tasks = list(office.gateway.tasks(pages, ["data"]))
     seen = 0
     for task in tasks:
-        assert set(task["data"]) == {"question", "page", "crops"}
+        assert set(task["data"]) == {"question", "page", "crops", "examples"}
         for crop in task["data"]["crops"]:
             seen += crop["alias"] in known
             assert set(crop) == {"value", "alias", "hotkey", "html"}

@@ -284,7 +284,7 @@ def test_gold_keeps_the_promise_that_a_careless_team_would_break(monkeypatch):
     with_gold, without = benchmark.campaigns("misleading", range(8))
     assert with_gold["broken"] == 0
     assert without["broken"] >= 2
-    assert with_gold["refused"]["0.3"] > 0.5 > with_gold["refused"]["0.1"] > with_gold["refused"]["0.02"]
+    assert with_gold["refused"]["0.3"] > 0.5 > with_gold["refused"]["0.1"] >= with_gold["refused"]["0.02"]
 
 
 def test_a_careful_team_is_hardly_held_up(table, tree):
