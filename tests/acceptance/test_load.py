@@ -202,6 +202,7 @@ def run(server: Server, folder: Path) -> Run:
     settings = Settings(
         data_dir=folder, strategy=load.strategy(SIZE), label_studio_url=server.url,
         label_studio_api_key=server.token, webhook_secret=SECRET, write_every=10**9,
+        gold_share=0, least_seconds=0, overlap=0,
     )  # fmt: skip
     with ExitStack() as stack:
         store, reader = (stack.enter_context(pipeline.open_store(settings)) for _ in range(2))
