@@ -294,7 +294,7 @@ def begin_asking(gateway: Gateway, store: Store, settings: Settings, images: int
         settings.artefacts, "trees", {}, [masks.fingerprint], lambda folder: write_trees([tree], folder)
     )
     store.remember(table=masks.folder.name)
-    store.append([pipeline.started_by(connection, settings.strategy, trees)], trees=trees.folder.name)
+    store.append([pipeline.started_by(connection, settings.strategy, trees, None)], trees=trees.folder.name)
     return connection
 
 

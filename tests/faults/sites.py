@@ -26,7 +26,7 @@ def prepare(site: Any, seed: int = 0) -> Any:
     text = site.config.read_text().replace("seed = 0", f"seed = {seed}")
     if not SOAK:
         text = text.replace("budget = 300", "budget = 120")
-    bare = "gold_share = 0\nleast_seconds = 0\noverlap = 0\n"
+    bare = "gold_share = 0\noverlap = 0\n"
     site.config.write_text(f"write_every = 20\npoll_seconds = 0.1\n{bare}{text}page_size = 5\n")
     settings = load_settings(site.config, label_studio_url=site.server.url, label_studio_api_key=site.server.token)
     pipeline.detect(site.gateway, site.store, settings)
