@@ -21,13 +21,13 @@ def test_two_clicks_and_space_become_verdicts(connect: Callable[[str], Any]) -> 
         log_in(page, site.server.url, site.server.email, site.server.password)
         open_label_stream(page, site.server.url, site.connection.pages)
         crops = page.locator(".crops img")
-        assert crops.count() == len(asked.issued.questions)
+        assert crops.count() == len(asked.shown)
         for place in (1, 4):
             crops.nth(place).click()
         page.keyboard.press("Space")
         page.wait_for_function("document.querySelectorAll('.crops input:checked').length === 0")
     step = daemon.step()
-    assert step.questions == len(asked.issued.questions)
+    assert step.questions == len(asked.shown)
     (answer,) = [event for event in site.store.events() if isinstance(event, PageAnswered)]
     assert answer.page == asked.issued.page
     assert [place for place, verdict in enumerate(answer.verdicts) if verdict == "no"] == [1, 4]
