@@ -13,10 +13,7 @@ from typing import Any
 from plugin.label_studio.files import shown
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS, Json, Project, User, Webhook, moment
 from plugin.label_studio.pace import Pace
-from plugin.label_studio.tabs import ALL_TASKS, Filter, Tab, tab_data
 from propagation.errors import ImageError, Missing, ServerError, SettingsError
-
-_COLUMNS = {"id", "total_annotations", "updated_at"}  # of the many that the server has
 
 
 class FakeGateway:
@@ -36,7 +33,6 @@ class FakeGateway:
         self._tasks: dict[int, Json] = {}
         self.views: dict[int, list[Json]] = {}
         self._webhooks: dict[int, tuple[int, Webhook]] = {}
-        self._tabs: dict[int, tuple[int, Tab]] = {}
         self._changed_by: dict[int, int] = {}
         self._numbers = iter(range(1, 1 << 40))
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
@@ -214,33 +210,6 @@ class FakeGateway:
         number = known[0] if known else next(self._numbers)
         hook = Webhook(number, url, frozenset(WEBHOOK_ACTIONS), True, dict(headers))
         self._webhooks[number] = project, hook
-
-    def tabs(self, project: int) -> list[Tab]:
-        self.calls.append("tabs")
-        self.project(project)
-        return [tab for of, tab in self._tabs.values() if of == project]
-
-    def ensure_tab(
-        self,
-        project: int,
-        title: str,
-        filters: Sequence[Filter],
-        columns: Mapping[str, str] | None = None,
-        ordering: Sequence[str] = (),
-    ) -> int:
-        there = self.tabs(project)
-        self.calls.append("ensure_tab")
-        known = next((tab for tab in there if tab.title == title), None)
-        if not there:
-            self._tab(project, tab_data(ALL_TASKS, [], None, []))
-        names = sorted({f"data.{name}" for task in self._of(project) for name in task["data"]} | _COLUMNS)
-        data = tab_data(title, filters, columns, ordering, names, known.data if known else None)
-        return self._tab(project, data, known.id if known else None)
-
-    def _tab(self, project: int, data: Json, number: int | None = None) -> int:
-        made = Tab(number or next(self._numbers), copy.deepcopy(data))
-        self._tabs[made.id] = project, made
-        return made.id
 
     def breathe(self) -> None:
         self.pace.rest()

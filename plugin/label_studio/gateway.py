@@ -15,7 +15,6 @@ import httpx
 
 from plugin.label_studio.files import Addresses, Files
 from plugin.label_studio.pace import TARGET, Pace
-from plugin.label_studio.tabs import ALL_TASKS, Filter, Tab, column_names, filter_group, tab_data
 from plugin.label_studio.wire import Forbidden, Observe, Repeat, TooLarge, Wire, is_label_studio, without_secrets
 from propagation.errors import Missing, ServerError, SettingsError
 
@@ -32,6 +31,7 @@ BULK_SECONDS = (
 )
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"  # the only one that a filter of tasks takes
 WEBHOOK_ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "TASKS_DELETED")
+Filter = tuple[str, str, str, Any]  # column, operator, type and value, as the Data Manager names them
 UNANNOTATED: Filter = ("total_annotations", "equal", "Number", 0)
 
 
@@ -182,26 +182,6 @@ class Gateway(Protocol):
         """Have what people do in a project sent to an address; known again by it, and brought up to date.
 
         Raises SettingsError where the server does not send to such an address.
-        """
-        ...
-
-    def tabs(self, project: int) -> list[Tab]:
-        """The tabs of a project's Data Manager, in order."""
-        ...
-
-    def ensure_tab(
-        self,
-        project: int,
-        title: str,
-        filters: Sequence[Filter],
-        columns: Mapping[str, str] | None = None,
-        ordering: Sequence[str] = (),
-    ) -> int:
-        """Have a tab that shows the tasks which pass all filters; its number.
-
-        It is known again by its title and brought up to date, save for columns and what else a person has set
-        there. A new one comes last; the first one of a project brings the tab of all tasks with it.
-        columns: as ``tab_data`` takes them. ordering: a column, ``-`` before it for the greatest first.
         """
         ...
 
@@ -361,7 +341,7 @@ class LabelStudioGateway:
         """The first tasks that pass the filters, and how many do. after: of which in ``order`` all come."""
         query: Json = {"ordering": [f"tasks:{order}"]}
         if filters:
-            query["filters"] = filter_group(filters)
+            query["filters"] = _filters(filters)
         if ids is not None:
             query["selectedItems"] = {"all": False, "included": list(ids)}
         nested = {"annotations", "predictions"}.intersection(include)
@@ -469,7 +449,7 @@ class LabelStudioGateway:
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         # the server looks again itself: somebody may have annotated a task since the caller looked
-        more = {"model_version": model_version, "filters": filter_group([UNANNOTATED])}
+        more = {"model_version": model_version, "filters": _filters([UNANNOTATED])}
 
         def send(part: Sequence[int]) -> None:
             # begun anew while it still runs, it would make the annotations twice
@@ -547,35 +527,6 @@ class LabelStudioGateway:
                 "take webhook_url out of the settings"
             ) from error
 
-    def tabs(self, project: int) -> list[Tab]:
-        def read(answer: Any) -> list[Tab]:
-            return [Tab(_id(view), dict(view["data"])) for view in answer if view["project"] == project]
-
-        self.project(project)
-        return self._wire.get("tabs", "api/dm/views/", read, project=project)
-
-    def ensure_tab(
-        self,
-        project: int,
-        title: str,
-        filters: Sequence[Filter],
-        columns: Mapping[str, str] | None = None,
-        ordering: Sequence[str] = (),
-    ) -> int:
-        there = self.tabs(project)
-        known = next((tab for tab in there if tab.title == title), None)
-        if known is not None:
-            body = {"project": project, "data": tab_data(title, filters, columns, ordering, before=known.data)}
-            return self._wire.call("ensure_tab", "PATCH", f"api/dm/views/{known.id}/", _id, body=body)
-        if not there:
-            self._add_tab(project, tab_data(ALL_TASKS, [], None, []))
-        names = self._wire.get("columns", "api/dm/columns/", column_names, project=project)
-        return self._add_tab(project, tab_data(title, filters, columns, ordering, names))
-
-    def _add_tab(self, project: int, data: Json) -> int:
-        body = {"project": project, "data": data}
-        return self._wire.call("ensure_tab", "POST", "api/dm/views/", _id, "never", body=body)
-
     # in bulk, and gently
 
     def _bulk(
@@ -634,6 +585,14 @@ def moment(stamp: str) -> str:
 def _name(person: Json) -> str:
     full = f"{person.get('first_name') or ''} {person.get('last_name') or ''}".strip()
     return full or str(person["email"])
+
+
+def _filters(filters: Iterable[Filter]) -> Json:
+    items = [
+        {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+        for column, operator, kind, value in filters
+    ]
+    return {"conjunction": "and", "items": items}
 
 
 def _id(item: Any) -> int:

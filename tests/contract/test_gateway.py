@@ -97,7 +97,7 @@ OF_NOTHING: dict[str, Callable[[Any], object]] = {
     "annotations": lambda gateway: gateway.predictions_to_annotations(NOWHERE, "v", [1]),
     "update": lambda gateway: gateway.update_annotation(NOWHERE, []),
     "upload": lambda gateway: gateway.upload(NOWHERE, [("a.png", b"a")]),
-    "tab": lambda gateway: gateway.ensure_tab(NOWHERE, "tab", []),
+    "tabs": lambda gateway: gateway.ensure_tabs(NOWHERE, tabs()),
 }
 
 
@@ -743,21 +743,3 @@ def test_a_projects_labeling_config_is_replaced_and_its_tasks_stay(gateway: Any,
     gateway.set_label_config(project, config)
     assert gateway.project(project).label_config.strip() == config.strip()
     assert [found["id"] for found in gateway.tasks(project, ["data"], ids=[task])] == [task]
-
-
-def test_a_tab_is_made_once_and_brought_up_to_date(gateway: Any, project: int, tasks: list[int]) -> None:
-    some: list[Any] = [("id", "in_list", "Number", tasks[:2])]
-    number = gateway.ensure_tab(project, "some", some, {"id": "", "data.image": "Image"}, ["-data.image"])
-    before = gateway.tabs(project)
-    assert [tab.title for tab in before] == ["Default", "some"]
-    assert before[1].data["columnsDisplayType"] == {"tasks:data.image": "Image"}
-    hidden = before[1].data["hiddenColumns"]["explore"]
-    assert "tasks:total_annotations" in hidden
-    assert "tasks:data.image" not in hidden
-    assert gateway.ensure_tab(project, "some", [("id", "in_list", "Number", tasks[:3])]) == number
-    after = gateway.tabs(project)
-    assert [tab.id for tab in after] == [tab.id for tab in before]
-    assert after[1].data["filters"]["items"][0]["value"] == tasks[:3]
-    assert after[1].data["hiddenColumns"] == before[1].data["hiddenColumns"]
-    gateway.ensure_tab(project, "other", some)
-    assert [tab.title for tab in gateway.tabs(project)] == ["Default", "some", "other"]
