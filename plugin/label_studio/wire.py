@@ -39,6 +39,7 @@ MAYBE_RUNNING = (408, 502, 504)  # answers of a proxy that waited in vain, or lo
 MISREAD = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 REFRESH = "api/token/refresh/"
 OWN_PAGE = "<title>404 | Label Studio</title>"  # how imports say that there is no such project
+NO_CHOICE = "{'project': ['Select a valid choice"  # how the Data Manager's views do
 #: The server that ``label-studio start`` runs. It sends its headers one by one; on a connection that has been used
 #: before, they wait for each other's receipt: 40 ms an answer.
 STUTTERS = "WSGIServer"
@@ -262,7 +263,7 @@ class Wire:
             raise self._refused(said)
         if status == httpx.codes.FORBIDDEN:
             raise Forbidden(str(self._refused(said)), said)
-        if status == httpx.codes.NOT_FOUND:
+        if status == httpx.codes.NOT_FOUND or NO_CHOICE in said:
             if not self._probe():
                 raise self._garbled(method, path, f"{status}, as Label Studio does not,")
             raise Missing(f"{method} {path}: {self.url} has no such thing ({said}); it may have been deleted")
