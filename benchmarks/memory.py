@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def played(table: MaskTable, trees: list[ClusterTree], right: np.ndarray) -> lis
 
 def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:
     """Let a campaign decide and ask, and answer all that it asks; the events."""
-    from propagation.events import PageAnswered, PageIssued, PagePosted
+    from propagation.events import PageAnswered, PagePosted
 
     log: list[Event] = []
 
@@ -130,20 +131,13 @@ def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:
         campaign.apply(event)
         log.append(event)
 
-    for decision in campaign.decisions():
-        take(decision)
-    pages = []
-    for event in campaign.next_round():
-        if isinstance(event, PageIssued):
-            pages.append(event)
-        else:
-            take(event)
-    for page in pages:
-        take(page)
-        take(PagePosted(page.page, len(campaign.pages)))
-    for page in pages:
-        said = tuple("yes" if yes else "no" for yes in right[campaign.pages[page.page].rows].tolist())
-        take(PageAnswered(page.page, len(campaign.pages), "2026-01-01T00:00:00.000000Z", 3, 20.0, said))
+    for event in chain(campaign.decisions(), campaign.next_round()):
+        take(event)
+    for page in campaign.waiting_pages:
+        name, task = page.issued.page, 1 + len(campaign.page_of)
+        said = tuple("yes" if yes else "no" for yes in right[page.rows].tolist())
+        take(PagePosted(name, task))
+        take(PageAnswered(name, task, "2026-01-01T00:00:00.000000Z", 3, 20.0, said))
     return log
 
 
