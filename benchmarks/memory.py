@@ -14,7 +14,7 @@ import multiprocessing
 import resource
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -98,27 +98,30 @@ def make(folder: Path, count: int) -> int:
 
 def played(table: MaskTable, trees: list[ClusterTree], right: np.ndarray) -> list[Event]:
     """The log of a campaign that has its answers, and has written what was accepted."""
-    from hashlib import blake2b
-
     from propagation.calibrated import CalibratedStrategy
     from propagation.campaign import Campaign
-    from propagation.events import CampaignStarted, MasksWritten, WriteIntended
+    from propagation.events import CampaignStarted
 
     campaign = Campaign(table, trees, CalibratedStrategy())
     log: list[Event] = [CampaignStarted("benchmark", {}, "", "")]
     campaign.apply(log[0])
     while len(campaign.verdict[campaign.verdict >= 0]) < QUESTIONS and (more := a_round(campaign, right)):
         log += more
-    accepted = campaign.accepted()
+    return [*log, *written(campaign)]
+
+
+def written(campaign: Campaign) -> Iterator[Event]:
+    """The events of writing all that is accepted."""
+    from hashlib import blake2b
+
+    from propagation.events import MasksWritten, WriteIntended
+
+    table, accepted = campaign.table, campaign.accepted()
     for task, (image, rows) in enumerate(zip(table.images.tolist(), table.rows_by_image(), strict=True), 1):
         masks = tuple(table.ids[rows[accepted[rows]]].tolist())
         if masks:
-            digest = blake2b(image.encode(), digest_size=10).hexdigest()
-            log += [
-                WriteIntended(task, digest),
-                MasksWritten(image, task, task, masks, f"2026-01-01T00:00:00.{task:06}Z"),
-            ]
-    return log
+            yield WriteIntended(task, blake2b(image.encode(), digest_size=10).hexdigest())
+            yield MasksWritten(image, task, task, masks, f"2026-01-01T00:00:00.{task:06}Z")
 
 
 def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:

@@ -1,6 +1,6 @@
 """Makes the screenshots of the docs: a small campaign on generated scenes, looked at as people would.
 
-python docs/screenshots.py [FOLDER]
+python -m docs.screenshots [FOLDER]
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ import io
 import sys
 import tempfile
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.campaign import million
+from benchmarks.memory import written
 from ls_propagate import pipeline
 from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.browser import close_popups, log_in, open_browser, open_label_stream, wait_for_picture
@@ -29,13 +30,12 @@ from ls_propagate.demo.server import label_studio, new_user
 from ls_propagate.simulation import trees_of
 from plugin.board import render
 from plugin.label_studio.gateway import Gateway
-from plugin.label_studio.pages import Ask, config_of, settings_of
+from plugin.label_studio.pages import KEYS, Ask, config_of, settings_of
 from plugin.label_studio.views import project_url, task_url
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign, PageState
 from propagation.events import CampaignStarted, Event, PageAnswered, PagePosted
 from propagation.gold import Checks, GoldPool
-from propagation.masks import MaskTable
 from propagation.paper import PaperStrategy
 from propagation.progress import History, Terms
 from propagation.quality import RIGHT_IOU, truth_iou
@@ -48,16 +48,15 @@ if TYPE_CHECKING:
     from sync.daemon import Daemon
 
 FINE_IOU = 0.85  # what a careful eye calls right
-COLOURS = 128  # of a picture, so that it is small
-ROUNDS = 3  # of questions that are answered when the cluster board is looked at
+LARGEST = 250_000  # bytes of a picture, for which colours are given up
+ROUNDS = 1  # of questions that are answered when the cluster board is looked at
 #: Who answers on the progress board: a name, the share of wrong masks missed, of right ones marked, of the pages.
 PEOPLE = {
     2: ("Ada Lovelace", 0.01, 0.01, 0.5),
     3: ("Grace Hopper", 0.02, 0.02, 0.3),
     4: ("Bo Hasty", 0.4, 0.02, 0.2),
 }
-QUESTIONS = 1500  # answered on the progress board, of a budget of BUDGET
-BUDGET = 3000
+MASKS, QUESTIONS, BUDGET = 40_000, 1300, 3000  # of the progress board; questions answered of the budget
 
 
 @dataclass(frozen=True)
@@ -68,9 +67,13 @@ class Camera:
     out: Path
 
     def shoot(self, name: str, full_page: bool = False) -> None:
-        """Write what the page shows as NAME.png, in few colours."""
+        """Write what the page shows as NAME.png, in as many colours as make it a small file."""
         picture = Image.open(io.BytesIO(self.page.screenshot(full_page=full_page))).convert("RGB")
-        picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE).save(self.out / f"{name}.png", optimize=True)
+        file = self.out / f"{name}.png"
+        for colours in (256, 192, 128, 64):
+            picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3).save(file, optimize=True)
+            if file.stat().st_size <= LARGEST:
+                return
 
     def shoot_editor(self, url: str, name: str) -> None:
         """A task of Label Studio, once the image in its editor is drawn."""
@@ -81,33 +84,30 @@ class Camera:
         self.shoot(name)
 
 
-def shoot_page(camera: Camera, url: str, project: int, fine: dict[str, bool]) -> None:
+def shoot_page(camera: Camera, url: str, project: int, asked: PageState, fine: dict[str, bool]) -> None:
     """page.png, a page as it comes, and page-marked.png, with its wrong crops marked and two unsure."""
     page = camera.page
     open_label_stream(page, url, project)
     camera.shoot("page")
-    choices = page.locator(".crops input")
-    masks = choices.evaluate_all("inputs => inputs.map(input => input.name || input.value)")
-    wrong = [place for place, mask in enumerate(masks) if not fine[mask]]
-    for place in wrong:
-        page.locator(".crops img").nth(place).click()
-    for place in [place for place in range(len(masks)) if place not in wrong][1:7:5]:
-        page.locator(".unsure kbd").nth(place).click()
-    page.mouse.move(5, 5)
-    page.wait_for_function(f"document.querySelectorAll('.crops input:checked').length === {len(wrong)}")
+    wrong = [key for key, mask in zip(KEYS, asked.shown, strict=False) if not fine[mask]]
+    unsure = [key for key in KEYS[: len(asked.shown)] if key not in wrong][1:7:5]
+    for key in [*wrong, *(f"Shift+{key.upper()}" for key in unsure)]:
+        page.keyboard.press(key)
+    page.wait_for_timeout(500)
     camera.shoot("page-marked")
-    page.keyboard.press("Space")
-    page.wait_for_function("document.querySelectorAll('.crops input:checked').length === 0")
+    with page.expect_response(lambda answer: answer.request.method == "POST" and "/annotations" in answer.url):
+        page.keyboard.press("Space")
 
 
 def shoot_one_by_one(
-    camera: Camera, gateway: Gateway, daemon: Daemon, locations: dict[str, str], asked: PageState, ask: Ask
+    camera: Camera, gateway: Gateway, daemon: Daemon, known: pipeline.KnownMasks, asked: PageState, ask: Ask
 ) -> None:
     """single.png or context.png, the second mask of a page that is asked one by one."""
     page = camera.page
     verify = gateway.create_project(f"Demo: {ask}", config_of(ask), "", settings_of(ask)).id
     projects = VerifyProjects(verify, daemon.verify.crops, ask, daemon.verify.examples)
-    post_pages(gateway, projects, daemon.campaign.table, [asked], locations, lambda posted: None)
+    locations = {**known.locations, **{task.image: task.location for task in daemon.store.source_tasks()}}
+    post_pages(gateway, projects, daemon.campaign.table, [asked], locations, lambda posted: None, known.table)
     page.goto(f"{gateway.url}/projects/{verify}/data?labeling=1")
     wait_for_picture(page)
     page.keyboard.press("1")
@@ -161,9 +161,11 @@ def shoot_board(camera: Camera, document: dict[str, Any], data: Path) -> None:
         camera.shoot(name, full_page=name == "board")
 
 
-def answered_board(table: MaskTable, right: NDArray[np.bool_]) -> dict[str, Any]:
+def answered_board() -> dict[str, Any]:
     """The progress board's document halfway through a campaign, with simulated annotators, one of them hasty."""
     rng = np.random.default_rng(0)
+    made, right = million(MASKS)
+    table = replace(made, categories=("car", "person", "traffic sign", "bicycle"))
     some = rng.choice(len(table), len(table) // 10, replace=False)
     categories = np.array(table.categories)[table.category]
     gold = GoldPool(np.char.add("gold ", table.ids[some].astype(str)), categories[some], right[some])
@@ -188,9 +190,11 @@ def answered_board(table: MaskTable, right: NDArray[np.bool_]) -> dict[str, Any]
         for page in asked:
             at += timedelta(minutes=rng.exponential(4))
             take(_answer(page, truth, rng, at))
-    terms = Terms(hour_cost=28.0, currency="€", masks_wanted=round(0.9 * int((right & table.best).sum())))
+    for event in written(campaign):
+        take(event)
+    terms = Terms(hour_cost=28.0, currency="€", masks_wanted=round(0.88 * int(right.sum())))
     people = {number: name for number, (name, *_) in PEOPLE.items()}
-    place = Place("http://localhost:8080", 1, "Handwritten digits", 2, {}, people, 3)
+    place = Place("http://localhost:8080", 1, "Street scenes", 2, {}, people, 3)
     return described(history, terms, place, at)
 
 
@@ -229,15 +233,15 @@ def main(out: Path, data: Path) -> None:
             right = dict(zip(table.ids.tolist(), (iou > RIGHT_IOU).tolist(), strict=True))
             fine = dict(zip(table.ids.tolist(), (iou > FINE_IOU).tolist(), strict=True))
             known = pipeline.load_gold(store, settings)
-            right, fine = ({**judged, **(known.truth if known else {})} for judged in (right, fine))
+            assert known is not None
+            right, fine = ({**judged, **known.truth} for judged in (right, fine))
             with closing(new_user(server, *ANNOTATOR)) as client, open_browser() as page:
                 camera = Camera(page, out)
                 log_in(page, server.url, *ANNOTATOR)
                 asked = min(daemon.campaign.waiting_pages, key=lambda each: each.task or 0)
-                shoot_page(camera, server.url, connection.pages, fine)
-                locations = {task.image: task.location for task in store.source_tasks()}
+                shoot_page(camera, server.url, connection.pages, asked, fine)
                 for ask in ("single", "context"):
-                    shoot_one_by_one(camera, gateway, daemon, locations, asked, ask)
+                    shoot_one_by_one(camera, gateway, daemon, known, asked, ask)
                 annotator = Annotator(client, connection.pages, right)
                 for _ in range(ROUNDS):
                     while annotator.answer_next():
@@ -248,7 +252,7 @@ def main(out: Path, data: Path) -> None:
                 answered(daemon, annotator)
                 shoot_propagated(camera, server.url, daemon)
                 shoot_drawing(camera, pipeline.quality(gateway, store, settings, 5)["address"])
-                shoot_board(camera, answered_board(table, iou > RIGHT_IOU), data)
+                shoot_board(camera, answered_board(), data)
 
 
 if __name__ == "__main__":

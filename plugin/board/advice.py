@@ -67,7 +67,7 @@ def _end(document: Mapping[str, Any]) -> Iterator[Advice]:
         state = "accepted" if over else "in sight"
         yield Advice(
             f"Plan for {wanted - expected:,} more masks",
-            f"{expected:,} of the {wanted:,} wanted are {state}; the rest is to be drawn, or is for another campaign",
+            f"{expected:,} of the {wanted:,} wanted are {state}; the rest is to draw, or for another campaign",
             links["source"],
         )
     if over and masks["accepted"]:

@@ -157,8 +157,10 @@ def hours(value: float | None) -> str:
 
 
 def money(value: float | None, currency: str) -> str:
-    """An amount."""
-    return NONE if value is None else f"{value:,.2f}\u00a0{currency}".rstrip()
+    """An amount, of a large one without the hundredths."""
+    if value is None:
+        return NONE
+    return f"{value:,.{0 if value >= 100 else 2}f}\u00a0{currency}".rstrip()
 
 
 def moment(value: str | None) -> str:

@@ -146,7 +146,7 @@ def test_annotators_errors_are_told_with_what_they_rest_on_or_why_they_are_not()
         "suspected": True,
     }
     text = " ".join(" ".join(elements(render.file(document(annotators=[row]))).text).split())
-    assert "10.0% 1.2% – 31.7%, of 20 wrong no gold yet 3 2 too fast 1 missed gold 95.0% of 40 questions" in text
+    assert "10.0% 1.2% – 31.7% of 20 wrong no gold yet 3 2 too fast 1 missed gold 95.0% of 40 questions" in text
     assert "asked again now" in text
     assert "no overlap yet" in text
     assert "no gold yet" not in render.file(document(team={**document()["team"], "gold_share": 0.0}))
