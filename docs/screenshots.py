@@ -66,9 +66,10 @@ class Camera:
     page: Page
     out: Path
 
-    def shoot(self, name: str, full_page: bool = False) -> None:
-        """Write what the page shows as NAME.png, in as many colours as make it a small file."""
-        picture = Image.open(io.BytesIO(self.page.screenshot(full_page=full_page))).convert("RGB")
+    def shoot(self, name: str, part: str | None = None) -> None:
+        """Write what the page shows, or a part of it, as NAME.png, in as many colours as make it a small file."""
+        shot = self.page.locator(part).screenshot() if part else self.page.screenshot()
+        picture = Image.open(io.BytesIO(shot)).convert("RGB")
         file = self.out / f"{name}.png"
         for colours in (256, 192, 128, 64):
             picture.quantize(colours, Image.Quantize.MAXCOVERAGE, kmeans=3).save(file, optimize=True)
@@ -147,7 +148,7 @@ def shoot_drawing(camera: Camera, address: str) -> None:
 
 
 def shoot_board(camera: Camera, document: dict[str, Any], data: Path) -> None:
-    """board.png, all of the progress board; board-dark.png and board-phone.png, its beginning."""
+    """board.png, board-dark.png and board-phone.png: the progress board; annotators.png, its last table."""
     page, file = camera.page, data / "board.html"
     file.write_text(render.file(document), "utf-8")
     for name, scheme, width in (
@@ -158,7 +159,9 @@ def shoot_board(camera: Camera, document: dict[str, Any], data: Path) -> None:
         page.set_viewport_size({"width": width, "height": 1100})
         page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
         page.goto(file.as_uri())
-        camera.shoot(name, full_page=name == "board")
+        camera.shoot(name)
+        if name == "board":
+            camera.shoot("annotators", "#annotators")
 
 
 def answered_board() -> dict[str, Any]:
