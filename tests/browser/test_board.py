@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +91,10 @@ class Played:
         campaign = self.history.campaign
         goal = int((campaign.verdict >= 0).sum()) + questions
         while True:
-            for choice in campaign.decisions():
-                self.take(choice)
-            pages = []
-            for event in campaign.next_round():
-                pages.append(event) if isinstance(event, PageIssued) else self.take(event)
-            for event in pages:
+            for event in chain(campaign.decisions(), campaign.next_round()):
                 self.take(event)
-                self.take(PagePosted(event.page, 100 + len(campaign.page_of)))
+            for page in campaign.unposted_pages:
+                self.take(PagePosted(page.issued.page, 100 + len(campaign.page_of)))
             for page in campaign.waiting_pages:
                 if (campaign.verdict >= 0).sum() >= goal:
                     return

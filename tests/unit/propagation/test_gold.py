@@ -238,10 +238,11 @@ def test_some_pages_are_asked_of_two_and_only_answers_of_two_are_compared(begun)
     campaign.team.recent.append(8)
     for page in issue(campaign):
         answer(campaign, page, 7)
-    second = [page for page in campaign.next_round() if isinstance(page, PageIssued) and page.overlap]
+    second = []
+    for event in campaign.next_round():
+        campaign.apply(event)  # at once, though what comes next depends on who was asked what
+        second += [event] if isinstance(event, PageIssued) and event.overlap else []
     assert second
-    for page in second:
-        campaign.apply(page)
     assert {p.issued.page for p in campaign.unposted_pages} >= {p.page for p in second}
     assert not [page for page in campaign.waiting_pages if page.issued.overlap], "the round does not wait for them"
     answer(campaign, second[0], 7, real="no")
