@@ -37,7 +37,7 @@ browser: $(READY)
 		$(BIN)/playwright install chromium
 
 screenshots: $(READY)
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python -m docs.screenshots
 
 $(READY): pyproject.toml
 	@$(or $(PYTHON),false) -c '$(FITS)' || \
