@@ -189,7 +189,7 @@ def _greatest_mean(
         return bool(seen - (xlogy(happened, at) + xlog1py(not_, -at)).sum() < log(1 / alpha))
 
     low, high = -60.0, 30.0  # logarithms of prices; the higher, the nearer to what was seen
-    for _ in range(50):
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if possible(exp(middle)) else (middle, high)
     return min(float(weight @ rates(exp(high))), 1.0)

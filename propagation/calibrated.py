@@ -552,7 +552,9 @@ class CalibratedSearch:
         judged = inside & (verdict == YES)
         if not self._perfect:
             judged &= right >= rule.target - 0.1
-            missed = self._rates_of(campaign.team.counted(), alpha).missed(int(((verdict != -1) & (verdict != YES)).sum()))
+            missed = self._rates_of(campaign.team.counted(), alpha).missed(
+                int(((verdict != -1) & (verdict != YES)).sum())
+            )
             # they are left out where more of them may be wrong than they make up for
             judged &= missed < (1 - rule.target) * judged.sum()
         fresh &= ~self._held_back(says_yes) | sure
