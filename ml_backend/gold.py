@@ -109,9 +109,9 @@ def _made(labeled: Labeled, lacking: NDArray[np.bool_], wanting: NDArray[np.bool
             made.append((rle, category))
         if wanting[category]:
             made += [(wrong, category) for wrong in _spoiled(labeled, place)]
-        other = (category + 1 + place % max(categories - 1, 1)) % categories
-        if other != category and wanting[other]:
-            made.append((rle, other))
+            other = (category + 1 + place % max(categories - 1, 1)) % categories
+            if other != category and wanting[other]:
+                made.append((rle, other))
     return Detections(
         [rle for rle, _ in made], np.full(len(made), 0.5, np.float32), np.array([c for _, c in made], np.int64)
     )
