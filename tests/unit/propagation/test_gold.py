@@ -324,11 +324,11 @@ def test_annotators_are_told_apart():
 
 
 def test_gold_keeps_the_promise_that_a_careless_team_would_break(monkeypatch):
-    """Of 12 campaigns in one world broken: 9 without gold; none with it, and all accept something."""
+    """Broken in one world: 5 of 5 campaigns without gold; of 10 with it none, and all accept something."""
     monkeypatch.setattr(posterior, "TREES", 30)
     world = benchmark.graded()
     without = benchmark.campaigns(world, "no gold", range(5), 2600)
-    assert without["broken"] >= 2
+    assert without["broken"] >= 4
     with_gold = benchmark.campaigns(world, "gold", range(10), 2600)
     assert with_gold["broken"] <= 1
     assert with_gold["accepted_something"] >= 7
