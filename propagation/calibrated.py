@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -330,8 +330,8 @@ class CalibratedSearch:
     def _rates(self, attempt: Attempt) -> Rates:
         """The annotators' error rates, on the safe side, of the answers that an attempt rests on."""
         alpha = attempt.certificate.alpha
-        before, since = (self._rates_of(mix, alpha) for mix in (attempt.before, attempt.since or attempt.before))
-        return Rates(max(before.miss, since.miss), min(before.false_alarm, since.false_alarm), before.doubt)
+        since = self._rates_of(attempt.since or attempt.before, alpha)
+        return replace(since, earlier=self._rates_of(attempt.before, alpha).miss)
 
     def _rates_of(self, mix: Mapping[int, int], alpha: float) -> Rates:
         """The annotators' error rates, on the safe side, where so many answers are of each account."""
@@ -339,10 +339,7 @@ class CalibratedSearch:
             return PERFECT
         doubt = alpha * DOUBT_ALPHA
         if self._enough:
-            team = self._campaign.team
-            # the answers before a certificate and those for it are of two mixes, where there are several accounts
-            share = GOLD_ALPHA / (2 if len(team.accounts) > 1 else 1)
-            return team.rates(mix, self._alpha * share, doubt)
+            return self._campaign.team.rates(mix, self._alpha * GOLD_ALPHA, doubt)
         return Rates(self._rule.miss, self._rule.false_alarm, doubt)
 
     def _likely_rates(self) -> Rates:
@@ -512,9 +509,8 @@ class CalibratedSearch:
         if known < scope.idle_until:
             return
         if scope.tries < ATTEMPTS:
-            levels, wrong = self._sets(scope)
-            expected = self._likely_rates().answered_no(wrong)
             alpha = (scope.alpha - scope.spent) * self._rule.spend
+            levels, expected = self._sets(scope, alpha)
             if len(expected) and self._worth(scope, levels, expected, alpha, left):
                 number = 1 + max(self._attempt, default=0)
                 yield CertificateOpened(number, scope.category, alpha, pack(levels), tuple(expected.tolist()))
@@ -538,15 +534,16 @@ class CalibratedSearch:
         rates = self._rates_of(self._campaign.team.counted(), alpha)
         return judged or self._reach(trial, 0, rates, left, scope.standing is None)[0] > 0
 
-    def _sets(self, scope: Scope) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
-        """(n,) the set that each mask enters at, and (k,) the share of wrong masks expected in each, or none."""
+    def _sets(self, scope: Scope, alpha: float) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
+        """(n,) the set that each mask enters at, and (k,) the share of no expected in each, or none."""
         campaign, rule = self._campaign, self._rule
         table, verdict = campaign.table, campaign.verdict
         levels = np.zeros(len(table), dtype=np.uint16)
         inside = table.best & ~campaign.taken[table.image]
         if scope.category:
             inside &= table.category == self._category[scope.category]
-        right = self._learned()
+        says_yes, likely = self._learned(), self._likely_rates()
+        right = likely.right(says_yes)
         # a new set is frozen without what commands decide, but for what was proven before they came
         proven, commands = self._certified(scope) & ~campaign.commands.out(), campaign.commands
         inside &= (commands.ruled == 0) | (proven & (commands.ruled == ACCEPT))
@@ -555,7 +552,12 @@ class CalibratedSearch:
         judged = inside & (verdict == YES)
         if not self._perfect:
             judged &= right >= rule.target - 0.1
-        fresh &= ~self._held_back(right) | sure
+            missed = self._rates_of(campaign.team.counted(), alpha).missed(
+                int(((verdict != -1) & (verdict != YES)).sum())
+            )
+            # they are left out where more of them may be wrong than they make up for
+            judged &= missed < (1 - rule.target) * judged.sum()
+        fresh &= ~self._held_back(says_yes) | sure
         # of as many numbers as masks, few and short ones at a time: they are the most memory that a campaign takes
         order = np.flatnonzero(fresh).astype(np.int32)
         order = order[np.lexsort((-right[order], ~sure[order]))]
@@ -576,7 +578,7 @@ class CalibratedSearch:
         ends = ends[ends > 0]
         levels[order[:top]] = np.repeat(np.arange(1, len(ends) + 1, dtype=np.uint16), np.diff(ends, prepend=0))
         levels[judged] = 1
-        return levels, 1 - expected_right[ends - 1] / ends
+        return levels, likely.answered_no(1 - expected_right[ends - 1] / ends)
 
     def _learned(self) -> NDArray[np.float32]:
         """(n,) the posterior of all verdicts so far; a mask's own verdict is left out of what is said of it."""
