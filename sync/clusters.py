@@ -95,7 +95,7 @@ class Board:
             if card.annotated and (key := campaign.commands.key(name)) is not None:
                 states.setdefault(key, campaign.state.get(key, ELSEWHERE))
         cards = self._cards(campaign, states, finished)
-        self._clear([name for name in shown if name not in cards])
+        gone = [name for name in shown if name not in cards]
         changed = [
             (name, data)
             for name, card in cards.items()
@@ -108,8 +108,9 @@ class Board:
         for name, data in changed[:PATCHES_AT_ONCE]:
             self.gateway.update_task(shown[name].task, data)
             shown[name].data = data
-        fresh = [name for name in cards if name not in shown][: max(0, MOST - len(shown))]
+        fresh = [name for name in cards if name not in shown][: max(0, MOST - len(shown) + len(gone))]
         self._add(campaign, {name: cards[name] for name in fresh[:NEW_AT_ONCE]})
+        self._clear(gone)  # last, since a project loses its tabs with its last task
         return len(changed) > PATCHES_AT_ONCE or len(fresh) > NEW_AT_ONCE
 
     def forget(self) -> None:

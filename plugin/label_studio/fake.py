@@ -173,6 +173,8 @@ class FakeGateway:
         for number in tasks:
             if self._tasks.get(number, {}).get("project") == project:
                 del self._tasks[number]
+        if tasks and not self._of(project):
+            self.views.pop(project, None)
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         self.calls.append("predictions_to_annotations")

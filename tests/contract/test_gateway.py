@@ -770,6 +770,9 @@ def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: A
 
     assert listed("Open clusters") == [numbers[4], numbers[0]]
     assert [listed(title) for title in ("Accepted", "Rejected", "Stuck")] == [[n] for n in numbers[1:4]]
+    for going, left in ((numbers[1:], 5), (numbers, 0)):  # with its last task a project loses its tabs
+        real_gateway.delete_tasks(board, going)
+        assert len(real_gateway.answer("GET", "api/dm/views/", params={"project": board}).json()) == left
 
 
 def test_a_projects_labeling_config_is_replaced_and_its_tasks_stay(gateway: Any, project: int) -> None:
