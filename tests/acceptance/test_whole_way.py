@@ -317,7 +317,7 @@ def by_us(task: dict[str, Any]) -> bool:
 
 
 def people(site: Site, client: httpx.Client) -> dict[str, dict[int, Any]]:
-    """What people did in the source project, whole, as the API tells it: annotations, and what is not submitted."""
+    """What people did in the source project, as the API tells it: annotations, and what is not submitted."""
     fields = [*ANNOTATION_FIELDS, "draft_exists"]
     tasks = list(site.gateway.tasks(site.connection.project, fields))
     theirs = [annotation["id"] for _, annotation, own in told_apart(site, tasks) if not own]
