@@ -281,8 +281,9 @@ def undo(
             return
         done = service.command(settings, store, gateway, wanted)
     for event in done:
-        refused = isinstance(event, CommandRefused)
-        told = f"Not undone: {event.target}: {event.why}" if refused else f"Undone: {event.target}"
+        told = f"Undone: {event.target}"
+        if isinstance(event, CommandRefused):
+            told = f"Not undone: {event.target}: {event.why}"
         console.print(told, markup=False, soft_wrap=True)
     if len(done) < len(wanted):
         console.print("The daemon is busy; it obeys as soon as it looks into its inbox.")

@@ -549,13 +549,13 @@ def _moment(since: str) -> datetime:
         raise SettingsError(f"--since {since} is no time; write one like 2026-11-22T10:00") from error
     if moment > now:
         raise SettingsError(
-            f"--since {since} is still to come; here it is {now.isoformat(timespec='minutes')}, write an earlier time"
+            f"--since {since} is still to come; here it is {now.isoformat(timespec='minutes')}, write a time before"
         )
     return moment
 
 
 def _latest(campaign: Campaign, events: Sequence[Event]) -> Iterator[str]:
-    """What events commanded and decided that still stands: a cluster once for each of its own, parts before wholes.
+    """What events commanded and decided that still stands: a cluster once for each, parts before wholes.
 
     Each is undone in the campaign before the next is taken.
     """

@@ -116,7 +116,7 @@ def run(
 def command(
     settings: Settings, store: Store, gateway: Gateway, said: Sequence[Commanded], patience: float = OBEYED_SECONDS
 ) -> list[Commanded | CommandRefused]:
-    """Have commands obeyed, by the daemon that runs on the store, or here; what became of them, as far as it is known.
+    """Have commands obeyed, by the daemon that runs on the store, or here; what is known to have become of them.
 
     They are in the inbox first, so that the next daemon finds them where this is cut off.
     """

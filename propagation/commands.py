@@ -24,6 +24,10 @@ _RULINGS = {"accept": ACCEPT, "reject": REJECT}
 _STATES: dict[str, State] = {"accept": "accepted", "reject": "rejected"}
 _DONE = {"accept": "accepted", "reject": "rejected", "split": "split"}
 _OF_CLUSTERS = ("cluster/", "command/")
+_UNKNOWN = (
+    "this campaign has no such cluster, nor is anything written by a decision of that name; the board names clusters, "
+    "the meta of a region its decision"
+)
 NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
 Key = tuple[int, int]
@@ -223,14 +227,7 @@ class Commands:
     def _nothing_to_undo(self, target: str, key: Key | None) -> str | None:
         stands = self._stands(self._reach(target, key))
         if key is None:
-            return (
-                None
-                if stands
-                else (
-                    "this campaign has no such cluster, nor is anything written by a decision of that name; the board "
-                    "names clusters, the meta of a region its decision"
-                )
-            )
+            return None if stands else _UNKNOWN
         if key in self.standing:
             return None
         if self._awaited(key):

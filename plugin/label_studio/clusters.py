@@ -20,7 +20,8 @@ COMMANDS: Mapping[str, Command] = {
 ACCOUNT = "user "  # before the number of one, where it gave a command
 
 _HOW_TO = """
-<b>Choose a command and submit it.</b> To give another one later, choose it and press Update.<br><br>
+<b>Choose a command and submit it.</b> To give another one later, choose it and press Update; to give the same once
+more, untick it and tick it again. The card says what came of it once the page is loaded anew.<br><br>
 <b>Accept</b>: all its masks are written, but those judged wrong. They are marked as accepted by command, and left
 out of the promise.<br>
 <b>Reject</b>: nothing of it is written.<br>
@@ -56,8 +57,8 @@ class Card:
     """A cluster as the board shows it.
 
     tab: under which it is listed; size: masks; asked, yes: of them, and the share judged right in percent;
-    proven: the share that is promised of what is written, in percent; accepted: masks; said: the last command on it,
-    by whom and when, and why if it was not obeyed; sheet: the address of some crops of it.
+    proven: the share that is promised of what is written, in percent; accepted: masks; said: the last command on
+    it, by whom and when, and why if it was not obeyed; sheet: the address of some crops of it.
     """
 
     cluster: str

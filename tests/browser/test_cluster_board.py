@@ -140,7 +140,7 @@ class Site:
         return found
 
     def regions(self) -> dict[int, list[dict[str, Any]]]:
-        """The regions of each task of the source project; each annotation has the prediction that it was made of."""
+        """The regions of each task of the source project; each annotation has the prediction it was made of."""
         fields = ["annotations", "result", "total_predictions"]
         tasks = list(self.gateway.tasks(self.connection.project, fields))
         for task in tasks:
@@ -182,10 +182,8 @@ class Site:
         """A command, from opening the card to what the daemon makes of it."""
         button = "Update" if self.cards()[cluster]["annotations"] else "Submit"
         self.open(cluster)
-        if key:
-            self.page.keyboard.press(key)
-        else:
-            self.choice(command).click()
+        for _ in range(1 + (command in self.chosen())):  # the same once more: untick it, and tick it again
+            self.page.keyboard.press(key) if key else self.choice(command).click()
         expect(self.choice(command)).to_be_checked()
         assert self.chosen() == [command]
         with self.page.expect_response(
