@@ -549,7 +549,7 @@ def _moment(since: str) -> datetime:
         raise SettingsError(f"--since {since} is no time; write one like 2026-11-22T10:00") from error
     if moment > now:
         raise SettingsError(
-            f"--since {since} is still to come; here it is {now.isoformat(timespec='minutes')}, write a time before"
+            f"--since {since} is to come; here it is {now.isoformat(timespec='minutes')}, write an earlier one"
         )
     return moment
 

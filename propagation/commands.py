@@ -25,8 +25,8 @@ _STATES: dict[str, State] = {"accept": "accepted", "reject": "rejected"}
 _DONE = {"accept": "accepted", "reject": "rejected", "split": "split"}
 _OF_CLUSTERS = ("cluster/", "command/")
 _UNKNOWN = (
-    "this campaign has no such cluster, nor is anything written by a decision of that name; the board names clusters, "
-    "the meta of a region its decision"
+    "this campaign has no such cluster, nor is anything written by a decision of that name; the board "
+    "names clusters, the meta of a region its decision"
 )
 NO_ROWS: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 

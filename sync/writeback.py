@@ -206,7 +206,8 @@ class _Writer:
         now = self._look(items)
         free = [item for item in items if item.task in now and not self._theirs(now[item.task])]
         now |= self._annotate([item for item in free if item.result and not self._own(now[item.task])])
-        made = self._predictions([item for item in free if not item.result])
+        # of what a death left of one that was taken back, only the prediction is there
+        made = self._predictions([item for item in free if not item.result and not self._own(now[item.task])])
         written: dict[int, tuple[int, str]] = {}
         expected: dict[int, dict[int, str]] = {}
         seconds = 0.0
@@ -218,7 +219,7 @@ class _Writer:
             if not item.result:  # all was taken back: the image is as it was before
                 began = time.monotonic()
                 written[item.task] = 0, task["updated_at"]
-                if self._clear(task, found, made.get(item.task, [])):
+                if self._clear(task, found, made.get(item.task) or [own["parent_prediction"] for own in found]):
                     gone = {own["id"] for own in found}
                     expected[item.task] = {n: at for n, at in _moments(task).items() if n not in gone}
                 seconds += time.monotonic() - began

@@ -152,7 +152,7 @@ class Gateway(Protocol):
         ...
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
-        """Delete tasks with all that belongs to them, a project's last with its tabs; what is not there is left out."""
+        """Delete tasks with all of theirs, a project's last with its tabs; what is not there is left out."""
         ...
 
     def import_predictions(self, project: int, predictions: Sequence[Json]) -> int:

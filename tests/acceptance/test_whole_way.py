@@ -216,10 +216,10 @@ def test_undoing_what_was_accepted_leaves_the_counts_of_before(connect: Callable
 def test_a_daemon_that_runs_obeys_what_is_undone_beside_it(connect: Callable[[str], Site]) -> None:
     site = connect("beside")
     prepare(site)
-    before, begin = counts(site), datetime.now(UTC).isoformat()
     daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
     with site.annotator() as annotator:
         answered(daemon, annotator)
+    since = datetime.now(UTC).isoformat()
     key = next(key for key, state in daemon.campaign.states().items() if state == "accepted")
     cluster, gone = daemon.campaign.cluster(*key), daemon.campaign.rows(*key)
     ids = daemon.campaign.table.ids
@@ -231,18 +231,26 @@ def test_a_daemon_that_runs_obeys_what_is_undone_beside_it(connect: Callable[[st
         waited_for(lambda: is_held(site.store), running, beside)
         assert site.command("undo", cluster).wait(120) == 0, site.output.read_text()
         assert site.output.read_text().strip() == f"Undone: {cluster}"
-        waited_for(lambda: set(regions_by_mask(site.gateway, site.connection)) == left, running, beside)
+        waited_for(lambda: held(site) == left, running, beside)
         assert site.command("undo", cluster).wait(120) == 1
         assert f"error: {cluster}: its decision is undone already" in site.output.read_text()
-        assert site.command("undo", "--since", begin).wait(120) == 0, site.output.read_text()
-        waited_for(lambda: counts(site) == before, running, beside)
+        accept = Commanded(cluster, "accept", "somebody", since, "test/accept")
+        assert service.command(site.settings, site.store, site.gateway, [accept]) == [accept]
+        waited_for(lambda: held(site) > left, running, beside)
+        assert site.command("undo", "--since", since).wait(120) == 0, site.output.read_text()
+        assert site.output.read_text().strip() == f"Undone: {cluster}"
+        waited_for(lambda: held(site) == left, running, beside)
         assert running.poll() is None
         commanded = [event for event in site.store.events() if isinstance(event, Commanded)]
-        assert commanded[0].target == cluster
-        assert {event.command for event in commanded} == {"undo"}
+        assert [event.command for event in commanded] == ["undo", "accept", "undo"]
     finally:
         running.terminate()
         running.wait(60)
+
+
+def held(site: Site) -> set[str]:
+    """The masks that are written."""
+    return set(regions_by_mask(site.gateway, site.connection))
 
 
 def is_held(store: Any) -> bool:
@@ -254,7 +262,7 @@ def is_held(store: Any) -> bool:
 
 
 def waited_for(what: Callable[[], bool], running: Any, site: Site) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not what():
         assert running.poll() is None, site.output.read_text()
         assert time.monotonic() < deadline, site.output.read_text()

@@ -339,7 +339,7 @@ def test_all_since_a_time_is_undone(run, finished):
         (["x/9999"], "x/9999: this campaign has no such cluster"),
         (["page/none"], "page/none: this campaign has no such cluster, nor is anything written by a decision"),
         (["--since", "soon"], "--since soon is no time; write one like"),
-        (["--since", "2999-01-01"], "--since 2999-01-01 is still to come; here it is"),
+        (["--since", "2999-01-01"], "--since 2999-01-01 is to come; here it is"),
     ],
 )
 def test_what_cannot_be_undone_is_one_line_and_exit_code_1(run, finished, arguments, said):
