@@ -17,7 +17,7 @@ import pytest
 from ls_propagate import pipeline, service
 from ls_propagate.demo.run import answered, least_iou, read_back, regions_by_mask
 from ls_propagate.demo.server import new_user
-from propagation.events import Commanded
+from propagation.events import Command, Commanded
 from sync.source import ANNOTATION_FIELDS, Source, is_ours
 
 Site = Any
@@ -277,13 +277,13 @@ def test_what_people_did_is_the_same_byte_for_byte_after_an_accept_and_its_undo(
         bare = [task["id"] for task in source_tasks(site) if not task["annotations"]]
         draw(person, bare[0])
         prepare(site)
-        daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
-        with site.annotator() as annotator:
-            answered(daemon, annotator)
+        campaign = pipeline.open_campaign(site.store, site.settings)
+        first, second = (campaign.cluster(place, campaign.trees[place].root) for place in (0, 1))
+        command(site, first, "accept")
         ours = {task["id"]: task["annotations"][0] for task in source_tasks(site) if by_us(task)}
-        edited, beside, skipped, unlike, begun, changing, *others = ours
+        edited, beside, skipped, unlike, begun, changing, *others = sorted(set(ours) & tasks_of(site, second))
         assert others
-        unwritten = next(task for task in bare[1:] if task not in ours)
+        unwritten = min(tasks_of(site, second) - set(ours))
         change = {"result": ours[edited]["result"][1:], "lead_time": 4.0}
         assert person.patch(f"/api/annotations/{ours[edited]['id']}/", json=change).is_success
         draw(person, beside)
@@ -292,31 +292,33 @@ def test_what_people_did_is_the_same_byte_for_byte_after_an_accept_and_its_undo(
         skip(person, unwritten)
         begin_to_draw(person, f"/api/tasks/{begun}/drafts")
         begin_to_draw(person, f"/api/tasks/{changing}/annotations/{ours[changing]['id']}/drafts")
-        daemon.step()
+        pipeline.open_daemon(site.gateway, site.store, site.settings).step()
 
         before, theirs, written = counts(site), people(site, person), results(site)
         kinds = [annotation["was_cancelled"] for annotation in theirs["annotations"].values()]
         assert (kinds.count(True), len(theirs["drafts"])) == (3, 2)
         assert len(kinds) >= 6
-        root = category_on(site, daemon.campaign, unwritten)
-        said = [Commanded(root, "accept", "somebody", "2026-11-22T10:00:00Z", "test")]
-        assert service.command(site.settings, site.store, site.gateway, said) == said
+        command(site, second, "accept")
         during = counts(site)
         assert during["project"]["total_annotations_number"] > before["project"]["total_annotations_number"]
         assert people(site, person) == theirs
-        assert site.command("undo", root).wait(300) == 0, site.output.read_text()
+        assert site.command("undo", second).wait(300) == 0, site.output.read_text()
         assert people(site, person) == theirs
         assert results(site) == written
         assert counts(site) == before
 
 
-def category_on(site: Site, campaign: Any, task: int) -> str:
-    """The cluster of a whole category that has a mask on a task's image."""
-    table, image = campaign.table, next(known.image for known in site.store.source_tasks() if known.task == task)
-    row = next(row for row in range(len(table)) if table.best[row] and table.images[table.image[row]] == image)
-    names = [tree.category for tree in campaign.trees]
-    place = names.index(table.categories[table.category[row]])
-    return str(campaign.cluster(place, campaign.trees[place].root))
+def command(site: Site, cluster: str, what: Command) -> None:
+    said = Commanded(cluster, what, "somebody", "2026-11-22T10:00:00Z", f"test/{cluster}")
+    assert service.command(site.settings, site.store, site.gateway, [said]) == [said]
+
+
+def tasks_of(site: Site, cluster: str) -> set[int]:
+    """The tasks whose images have masks of a cluster."""
+    campaign = pipeline.open_campaign(site.store, site.settings)
+    rows = campaign.rows(*campaign.find(cluster))
+    images = set(campaign.table.images[campaign.table.image[rows[campaign.table.best[rows]]]].tolist())
+    return {known.task for known in site.store.source_tasks() if known.image in images}
 
 
 def skip(client: httpx.Client, task: int, **more: Any) -> None:
