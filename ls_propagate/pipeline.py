@@ -524,44 +524,54 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
 
 
 def to_undo(store: Store, settings: Settings, targets: Sequence[str], since: str | None) -> list[Commanded]:
-    """The commands that take back clusters and decisions by name, or all that came since a time, latest first.
+    """The commands that take back clusters and decisions by name, or all that came since a time.
 
-    Raises CommandError where one of those named can't be undone, SettingsError for a time that is none.
+    Raises CommandError where one of those named can't be undone, SettingsError for a time that is none or to come.
     """
     if bool(targets) == bool(since):
         raise SettingsError("name clusters or decisions to undo, or a time with --since")
     campaign = open_campaign(store, settings)
-    moment = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def checked(target: str) -> Commanded:
-        source = f"terminal/{uuid.uuid4()}"
-        return campaign.commands.checked(Commanded(target, "undo", getpass.getuser(), moment, source))
-
-    if since is None:
-        return [checked(target) for target in dict.fromkeys(targets)]
-    return [checked(target) for target in _latest(campaign, store.since(_moment(since)))]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    wanted = []
+    for target in dict.fromkeys(targets) if since is None else _latest(campaign, store.since(_moment(since))):
+        said = Commanded(target, "undo", getpass.getuser(), now, f"terminal/{uuid.uuid4()}")
+        judged = campaign.commands.judged(said) if since else campaign.commands.checked(said)
+        campaign.apply(judged)  # the next one is judged by what this one leaves
+        wanted.append(said)
+    return wanted
 
 
 def _moment(since: str) -> datetime:
+    now = datetime.now().astimezone()
     try:
-        return datetime.fromisoformat(since).astimezone()
-    except ValueError as error:
+        moment = datetime.fromisoformat(since).astimezone()
+    except (ValueError, OverflowError) as error:
         raise SettingsError(f"--since {since} is no time; write one like 2026-11-22T10:00") from error
+    if moment > now:
+        raise SettingsError(
+            f"--since {since} is to come; here it is {now.isoformat(timespec='minutes')}, write an earlier one"
+        )
+    return moment
 
 
 def _latest(campaign: Campaign, events: Sequence[Event]) -> Iterator[str]:
-    """What events commanded and decided that still stands: commands first, a cluster once for each of its own."""
+    """What events commanded and decided that still stands: a cluster once for each, parts before wholes.
+
+    Each is undone in the campaign before the next is taken.
+    """
     commands = campaign.commands
     sources = {event.source for event in events if isinstance(event, Commanded)}
-    for key, said in commands.standing.items():
-        yield from (campaign.cluster(*key) for _, event in said if event.source in sources)
+    kept = {key for key, said in commands.standing.items() if any(one.source not in sources for _, one in said)}
+    kept |= {hold.key for hold in commands.holds if hold.key is not None}
+    said = [(number, key) for key, all_ in commands.standing.items() for number, e in all_ if e.source in sources]
+    yield from (campaign.cluster(*key) for _, key in sorted(said, reverse=True))
     reasons = campaign.reasons()
     steps = {f"certificate/{e.certificate}/{e.level}" for e in events if isinstance(e, Certified)}
     yield from sorted(steps & set(reasons[reasons != None].tolist()))  # noqa: E711  of each
-    states, now = commands.states(), campaign.state
-    for cluster in dict.fromkeys(event.cluster for event in events if isinstance(event, Decided) and event.asked):
+    decided = [event.cluster for event in events if isinstance(event, Decided) and event.asked]
+    for cluster in dict.fromkeys(reversed(decided)):
         key = campaign.find(cluster)
-        if key not in states and now.get(key) in ("accepted", "rejected", "split"):
+        if key not in kept and campaign.state.get(key) in ("accepted", "rejected", "split"):
             yield cluster
 
 

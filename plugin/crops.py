@@ -139,10 +139,10 @@ def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def contact_sheet(crops: Sequence[bytes], columns: int = 4) -> bytes:
-    """Crops side by side, as one JPEG, in rows of so many."""
+    """The crops of ``render_crop`` with their outlines side by side, as one JPEG, in rows of so many."""
     tiles = [_uint8(cv2.imdecode(np.frombuffer(crop, dtype=np.uint8), cv2.IMREAD_COLOR)) for crop in crops]
+    tiles = [tile[:, : len(tile)] for tile in tiles]  # right of it is the same without the outline
     columns = min(columns, len(tiles))
-    tiles = [_uint8(cv2.resize(tile, (SIDE, SIDE))) for tile in tiles]
     tiles += [np.full((SIDE, SIDE, 3), 255, np.uint8)] * (-len(tiles) % columns)
     rows = [cv2.hconcat(tiles[begin : begin + columns]) for begin in range(0, len(tiles), columns)]
     _, made = cv2.imencode(".jpg", cv2.vconcat(rows), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])

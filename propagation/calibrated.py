@@ -20,7 +20,6 @@ from propagation.events import (
     CertificateOpened,
     Certified,
     Command,
-    Commanded,
     Decided,
     Decision,
     Event,
@@ -207,7 +206,6 @@ class CalibratedSearch:
             self._measure()
             self._enough = True
         self._category = {name: place for place, name in enumerate(table.categories)}
-        self._more: set[tuple[int, int]] = set()  # clusters about which more is to be asked, by command
 
     # the fold
 
@@ -222,7 +220,9 @@ class CalibratedSearch:
                 rows = self._campaign.pages[event.page].rows
                 self._asked += len(rows) if event.attempt == 1 else 0
                 if event.attempt == 1:
-                    self._more = {key for key in self._more if not np.isin(self._campaign.rows(*key), rows).any()}
+                    for key in self._campaign.commands.more:
+                        if len(some := rows[np.isin(rows, self._campaign.rows(*key))]):
+                            self._campaign.commands.no_more(key, some)
                 for attempt in self._attempt.values():
                     if attempt.open:
                         attempt.certificate.issue(rows)
@@ -245,9 +245,6 @@ class CalibratedSearch:
                 # proven by questions that were asked since: what was held back for want of these is no longer
                 inside = (attempt.certificate.levels > 0) & (attempt.certificate.levels <= event.level)
                 self._campaign.commands.release(np.flatnonzero(inside), whole=False, up_to=attempt.commands)
-            case Commanded(command="ask"):
-                if (key := self._campaign.commands.key(event.target)) is not None:
-                    self._more.add(key)
             case CertificateClosed():
                 self._attempt[event.certificate].open = False
             case ProposalPutOff():
@@ -384,8 +381,8 @@ class CalibratedSearch:
     def draw(self, room: int | None) -> Iterator[Choice | Draw]:
         """Learn; then, for each scope, propose, and ask what proves it."""
         left = np.inf if room is None else room
-        if self._more:
-            some = [self._draw_more(key)[: self._rule.page_size] for key in sorted(self._more)]
+        if more := self._campaign.commands.more:
+            some = [self._draw_more(key)[: self._rule.page_size] for key in sorted(more)]
             rows = np.unique(np.concatenate(some))
             if len(rows) and left:
                 yield from self._as_draws(rows[: int(min(left, len(rows)))])
@@ -672,7 +669,7 @@ class CalibratedSearch:
             )
         if not len(self._draw_more((place, node))):
             return "all its masks have been asked about, or are on images that a person annotated"
-        if (place, node) in self._more:
+        if (place, node) in campaign.commands.more:
             return "more is asked about it in the next round already; wait for the answers"
         if self._rule.budget is not None and campaign.questions_asked >= self._rule.budget:
             return f"the budget of {self._rule.budget} questions is spent; accept or reject it"

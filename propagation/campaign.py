@@ -22,6 +22,7 @@ from propagation.errors import StoreError
 from propagation.events import (
     CampaignStarted,
     Commanded,
+    CommandRefused,
     Decided,
     Decision,
     Event,
@@ -209,7 +210,7 @@ class Campaign:
             case Decided():
                 self.evidence[event.cluster] = event.asked, event.right
                 self.state[self.find(event.cluster)] = _STATES[event.decision]
-            case Commanded():
+            case Commanded() | CommandRefused():
                 self.commands.apply(event)
             case GoldAnswered():
                 self.team.common += Gold(event.wrong, event.missed, event.right, event.marked)

@@ -17,8 +17,11 @@ COMMANDS: Mapping[str, Command] = {
     "Undo": "undo",
 }
 
+ACCOUNT = "user "  # before the number of one, where it gave a command
+
 _HOW_TO = """
-<b>Choose a command and submit it.</b> To give another one later, choose it and press Update.<br><br>
+<b>Choose a command and submit it.</b> To give another one later, choose it and press Update; to give the same once
+more, untick it and tick it again. The card says what came of it once the page is loaded anew.<br><br>
 <b>Accept</b>: all its masks are written, but those judged wrong. They are marked as accepted by command, and left
 out of the promise.<br>
 <b>Reject</b>: nothing of it is written.<br>
@@ -54,8 +57,8 @@ class Card:
     """A cluster as the board shows it.
 
     tab: under which it is listed; size: masks; asked, yes: of them, and the share judged right in percent;
-    proven: the share that is promised of what is written, in percent; accepted: masks; said: the command that
-    stands on it, or why one was not obeyed; sheet: the address of some crops of it.
+    proven: the share that is promised of what is written, in percent; accepted: masks; said: the last command on
+    it, by whom and when, and why if it was not obeyed; sheet: the address of some crops of it.
     """
 
     cluster: str
@@ -100,6 +103,7 @@ def tabs() -> list[dict[str, Any]]:
             ("Accepted", "accepted"),
             ("Rejected", "rejected"),
             ("Stuck", "stuck"),
+            ("Split", "split"),
         )
     ]
 
@@ -125,7 +129,7 @@ def read_commands(annotations: Sequence[Mapping[str, Any]]) -> list[Said]:
         command = _chosen(annotation) if is_answer(annotation) else None
         if command is not None:
             by = annotation.get("updated_by") or annotation.get("completed_by")
-            found.append(Said(command, f"user {by}", str(annotation["updated_at"]), int(annotation["id"])))
+            found.append(Said(command, f"{ACCOUNT}{by}", str(annotation["updated_at"]), int(annotation["id"])))
     return sorted(found, key=lambda said: (said.at, said.annotation))
 
 

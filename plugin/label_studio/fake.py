@@ -35,6 +35,7 @@ class FakeGateway:
         self._webhooks: dict[int, tuple[int, Webhook]] = {}
         self._changed_by: dict[int, int] = {}
         self._numbers = iter(range(1, 1 << 40))
+        self._drafts: list[tuple[int, int | None]] = []
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
 
     def user(self) -> User:
@@ -90,6 +91,8 @@ class FakeGateway:
                     {name: value for name, value in annotation.items() if name in wanted}
                     for annotation in shown["annotations"]
                 ]
+            if "draft_exists" in wanted:
+                shown["draft_exists"] = any(drawn_on == task["id"] for drawn_on, _ in self._drafts)
             yield copy.deepcopy(shown)
 
     def latest(self, project: int) -> str | None:
@@ -113,6 +116,10 @@ class FakeGateway:
         moments = {task["updated_at"] for task in found}
         mine = [task for task in found if _count(task) == 1 and self._changed_by[task["id"]] == by]
         return min(moments) if len(mine) == len(tasks) and tasks else None
+
+    def drafts(self, task: int) -> set[int]:
+        self.calls.append("drafts")
+        return {of for drawn_on, of in self._drafts if drawn_on == task and of is not None}
 
     def _of(self, project: int, ids: Sequence[int] | None = None) -> list[Json]:
         self.project(project)
@@ -166,6 +173,8 @@ class FakeGateway:
         for number in tasks:
             if self._tasks.get(number, {}).get("project") == project:
                 del self._tasks[number]
+        if tasks and not self._of(project):
+            self.views.pop(project, None)
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         self.calls.append("predictions_to_annotations")
@@ -190,6 +199,17 @@ class FakeGateway:
         self.calls.append("delete_annotation")
         with contextlib.suppress(Missing):
             self._delete(annotation, self.user().id)
+
+    def delete_prediction(self, prediction: int) -> None:
+        self.calls.append("delete_prediction")
+        for task in self._tasks.values():
+            kept = [one for one in task["predictions"] if one["id"] != prediction]
+            if len(kept) < len(task["predictions"]):
+                task["predictions"] = kept
+                for annotation in task["annotations"]:
+                    if annotation["parent_prediction"] == prediction:
+                        annotation["parent_prediction"] = None
+                self._changed(task, self.user().id)
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         self.calls.append("upload")
@@ -234,6 +254,10 @@ class FakeGateway:
         """A person skips a task; the id of the cancelled annotation."""
         return self._annotate(self._task(task), [], by, cancelled=True)
 
+    def draft(self, task: int, annotation: int | None = None) -> None:
+        """A person begins to draw, or to change an annotation, and has not submitted it yet."""
+        self._drafts.append((self._task(task)["id"], annotation))  # by which a task does not count as changed
+
     def edit(self, annotation: int, result: Sequence[Json], by: int = 2) -> None:
         """A person changes an annotation."""
         self._edit(annotation, result, by)
@@ -244,6 +268,7 @@ class FakeGateway:
 
     def _delete(self, annotation: int, by: int) -> None:
         task, found = self._find(annotation)
+        self._without_drafts(annotation)
         task["annotations"].remove(found)
         self._changed(task, by)
 
@@ -273,10 +298,14 @@ class FakeGateway:
 
     def _edit(self, annotation: int, result: Sequence[Json], by: int) -> str:
         task, found = self._find(annotation)
+        self._without_drafts(annotation)
         at = self._tick()
         found.update(result=copy.deepcopy(list(result)), updated_by=by, updated_at=at)
         self._changed(task, by)
         return at
+
+    def _without_drafts(self, annotation: int) -> None:
+        self._drafts = [draft for draft in self._drafts if draft[1] != annotation]
 
     def _changed(self, task: Json, by: int) -> None:
         task["updated_at"] = self._tick()

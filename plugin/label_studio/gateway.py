@@ -107,7 +107,8 @@ class Gateway(Protocol):
     ) -> Iterator[Json]:
         """The tasks of a project with the fields named, in the order of their ids.
 
-        include: names of task fields, and of fields of nested annotations and predictions. since: only those
+        include: names of task fields, and of fields of nested annotations and predictions; beside these also
+        ``draft_exists``, whether anybody has begun to annotate. since: only those
         changed after this time (ISO 8601), oldest change first; one that changes meanwhile may come twice, none
         is left out. ids: only these tasks. without: not those whose last change was at one of these moments.
         annotated: only those with an annotation that is no skip.
@@ -134,6 +135,10 @@ class Gateway(Protocol):
         """
         ...
 
+    def drafts(self, task: int) -> set[int]:
+        """The annotations of a task that somebody has begun to change, and not submitted yet."""
+        ...
+
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
         """Add tasks; their ids, in order."""
         ...
@@ -147,7 +152,7 @@ class Gateway(Protocol):
         ...
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
-        """Delete tasks with all that belongs to them; what is not there is left out."""
+        """Delete tasks with all of theirs, a project's last with its tabs; what is not there is left out."""
         ...
 
     def import_predictions(self, project: int, predictions: Sequence[Json]) -> int:
@@ -164,6 +169,10 @@ class Gateway(Protocol):
 
     def delete_annotation(self, annotation: int) -> None:
         """Delete an annotation; one that is gone already is no error."""
+        ...
+
+    def delete_prediction(self, prediction: int) -> None:
+        """Delete a prediction, not what was made of it; one that is gone already is no error."""
         ...
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
@@ -407,6 +416,12 @@ class LabelStudioGateway:
         self.pace.felt(name, time.monotonic() - began)
         return page[0]["updated_at"] if page else None, total
 
+    def drafts(self, task: int) -> set[int]:
+        def read(answer: Any) -> set[int]:
+            return {int(draft["annotation"]) for draft in answer if draft["annotation"] is not None}
+
+        return self._wire.get("drafts", f"api/tasks/{task}/drafts", read)
+
     # what is changed
 
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
@@ -472,10 +487,16 @@ class LabelStudioGateway:
         )
 
     def delete_annotation(self, annotation: int) -> None:
+        self._delete("delete_annotation", f"api/annotations/{annotation}/")
+
+    def delete_prediction(self, prediction: int) -> None:
+        self._delete("delete_prediction", f"api/predictions/{prediction}/")
+
+    def _delete(self, name: str, path: str) -> None:
         try:
-            self._wire.call("delete_annotation", "DELETE", f"api/annotations/{annotation}/", lambda answer: None)
+            self._wire.call(name, "DELETE", path, lambda answer: None)
         except Missing:
-            log.info("annotation %s is gone already", annotation)
+            log.info("%s is gone already", path)
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         path, params = f"api/projects/{project}/import", {"commit_to_project": "false"}

@@ -562,6 +562,41 @@ def test_an_annotation_is_deleted_once_and_for_all(
     assert [task["id"] for task in gateway.tasks(project, [], since=before)] == tasks[:1]
 
 
+def test_a_prediction_is_deleted_and_what_was_made_of_it_stays(
+    gateway: Any, project: int, tasks: list[int]
+) -> None:
+    predict(gateway, project, tasks[:2])
+    predict(gateway, project, tasks[:1], "other")
+    gateway.predictions_to_annotations(project, "v1", tasks[:2])
+    (made,) = annotations(gateway, project, tasks[0])
+    before = gateway.latest(project)
+    for _ in range(2):
+        gateway.delete_prediction(made["parent_prediction"])
+    gateway.delete_prediction(NOWHERE)
+    (task,) = gateway.tasks(project, ["predictions", "model_version"], ids=tasks[:1])
+    assert [prediction["model_version"] for prediction in task["predictions"]] == ["other"]
+    assert annotations(gateway, project, tasks[0]) == [{**made, "parent_prediction": None}]
+    assert gateway.unpredicted(project, tasks[:2], "v1") == 1
+    assert [task["id"] for task in gateway.tasks(project, [], since=before)] == tasks[:1]
+
+
+def test_what_somebody_has_begun_is_seen_until_it_is_changed(
+    side: Any, gateway: Any, project: int, tasks: list[int]
+) -> None:
+    predict(gateway, project, tasks)
+    gateway.predictions_to_annotations(project, "v1", tasks[:3])
+    (made,) = annotations(gateway, project, tasks[0])
+    before = gateway.latest(project)
+    side.draft(tasks[0], made["id"])
+    side.draft(tasks[3])
+    assert gateway.latest(project) == before
+    found = gateway.tasks(project, ["annotations", "draft_exists"])
+    assert [task["id"] for task in found if task["draft_exists"]] == [tasks[0], tasks[3]]
+    assert [gateway.drafts(task) for task in tasks[:4]] == [{made["id"]}, set(), set(), set()]
+    gateway.update_annotation(made["id"], [])
+    assert gateway.drafts(tasks[0]) == set()
+
+
 def test_a_change_answers_the_annotations_time(side: Any, gateway: Any, project: int, tasks: list[int]) -> None:
     number = side.submit(tasks[0], [region()])
     (before,) = annotations(gateway, project, tasks[0])
@@ -727,7 +762,7 @@ def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: A
         real_gateway.ensure_tabs(board, tabs())
     views = real_gateway.answer("GET", "api/dm/views/", params={"project": board}).json()
     by_title = {view["data"]["title"]: view["id"] for view in views}
-    assert sorted(by_title) == ["Accepted", "Open clusters", "Rejected", "Stuck"]
+    assert sorted(by_title) == ["Accepted", "Open clusters", "Rejected", "Split", "Stuck"]
 
     def listed(title: str) -> list[int]:
         answer = real_gateway.answer("GET", "api/tasks/", params={"view": by_title[title], "project": board})
@@ -735,6 +770,9 @@ def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: A
 
     assert listed("Open clusters") == [numbers[4], numbers[0]]
     assert [listed(title) for title in ("Accepted", "Rejected", "Stuck")] == [[n] for n in numbers[1:4]]
+    for going, left in ((numbers[1:], 5), (numbers, 0)):  # with its last task a project loses its tabs
+        real_gateway.delete_tasks(board, going)
+        assert len(real_gateway.answer("GET", "api/dm/views/", params={"project": board}).json()) == left
 
 
 def test_a_projects_labeling_config_is_replaced_and_its_tasks_stay(gateway: Any, project: int) -> None:

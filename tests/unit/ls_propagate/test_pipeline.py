@@ -59,10 +59,11 @@ def test_connecting_makes_the_projects_for_pages_and_crops_once(office):
         "Accepted",
         "Rejected",
         "Stuck",
+        "Split",
     ]
     connect(office)
     assert len(office.gateway.projects()) == 4
-    assert len(office.gateway.views[made.board]) == 4
+    assert len(office.gateway.views[made.board]) == 5
     assert 'name="wrong"' in office.gateway.project(made.pages).label_config
 
 

@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from plugin.crops import BEYOND_IMAGE, GAP, SIDE, draw_crop, render_crop, render_strip
+from plugin.crops import BEYOND_IMAGE, GAP, SIDE, contact_sheet, draw_crop, render_crop, render_strip
 from propagation.errors import ImageError, MaskError
 from propagation.rle import Rle
 
@@ -186,3 +186,17 @@ def test_a_shrunk_crop_is_grey_where_a_long_image_ends() -> None:
     assert grey[:60].all()
     assert grey[-60:].all()
     assert not grey[SIDE // 2 - 15 : SIDE // 2 + 15].any()
+
+
+def test_a_contact_sheet_shows_each_crop_once_and_square() -> None:
+    crops = [
+        render_crop(np.full((100, 100, 3), 30 * n, np.uint8), encode(disc(100, 50, 50, 10))) for n in range(6)
+    ]
+    sheet = read(contact_sheet(crops, columns=4))
+    assert sheet.shape == (2 * SIDE, 4 * SIDE, 3)
+    for place, each in enumerate(crops):
+        row, column = divmod(place, 4)
+        tile = sheet[row * SIDE : (row + 1) * SIDE, column * SIDE : (column + 1) * SIDE]
+        assert np.abs(tile - read(each)[:, :SIDE]).mean() < 3
+    assert sheet[SIDE:, 2 * SIDE + 8 :].min() > 240
+    assert read(contact_sheet(crops[:1])).shape == (SIDE, SIDE, 3)
