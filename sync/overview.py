@@ -79,11 +79,11 @@ class Overview:
         for what, bring in (("tabs", self._list), ("progress picture", self._draw)):
             try:
                 bring(history, new)
-            except ServerError as error:
+            except Exception as error:  # the campaign goes on, whatever it is
                 if what not in self._failed:
-                    log.warning(
-                        "the %s of project %s could not be brought up to date: %s", what, self._project, error
-                    )
+                    said = "the %s of project %s could not be brought up to date: %s"
+                    unknown = not isinstance(error, ServerError)
+                    log.warning(said, what, self._project, error, exc_info=unknown)
                 self._failed.add(what)
             else:
                 self._failed.discard(what)
