@@ -146,8 +146,8 @@ def test_a_region_tells_it_to_people_and_keeps_it_through_their_edit(finished: t
         regions.first.click()
         page.get_by_text(first["meta"]["text"][0]).wait_for()
         page.keyboard.press("Backspace")
-        page.get_by_role("button", name="Update").click()
-        page.get_by_text("Annotation updated successfully").wait_for()
+        page.get_by_role("button", name="submit").click()  # says "Update"
+        page.get_by_text("Annotation updated successfully", exact=True).wait_for()
     after = task()
     (edited,) = after["annotations"]
     assert [region["meta"] for region in edited["result"]] == [region["meta"] for region in rest]

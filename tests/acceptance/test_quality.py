@@ -169,7 +169,7 @@ def test_an_expert_draws_in_a_browser(finished: tuple[Site, Campaign]) -> None:
         for a, b in [*points, points[0]]:
             page.mouse.click(box["x"] + a / 100 * box["width"], box["y"] + b / 100 * box["height"], delay=50)
         page.get_by_role("button", name="Submit").click()
-        page.get_by_text("Annotation saved successfully").wait_for()
+        page.get_by_text("Annotation saved successfully", exact=True).wait_for()
     (drawn,) = site.gateway.tasks(task["project"], ["data", "annotations", "result"], ids=[task["id"]])
     (answer,) = drawn["annotations"]
     assert answer["result"][0]["value"]["points"] == [pytest.approx(point, abs=0.5) for point in points]

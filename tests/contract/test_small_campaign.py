@@ -1,16 +1,19 @@
-"""The tabs of a source project against what the campaign knows of its images, and in a browser."""
+"""A small campaign on the real server: the tabs of its source project, and a sample of it drawn by an expert."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import pytest
 from pycocotools import mask as coco
 
 from ls_propagate.demo.browser import log_in, open_browser
+from plugin.label_studio.drawing import DRAWING_SETTINGS
 from plugin.label_studio.labeling import read_labeling
 from propagation.campaign import Campaign
 from propagation.events import CampaignStarted, Decided
@@ -20,6 +23,7 @@ from propagation.progress import History, Terms
 from propagation.tree import build_tree, cluster_name
 from sync import overview as overview_module
 from sync.overview import Overview
+from sync.sample import draw_sample, post_sample, report
 from sync.source import Source, push_predictions
 from sync.store import SourceTask, Store
 from sync.writeback import write_back
@@ -37,7 +41,7 @@ class World:
     def __init__(self, gateway: Any, folder: Path) -> None:
         self.gateway = gateway
         self.project = gateway.create_project("contract: overview", LABEL_CONFIG, "", {}).id
-        crops = gateway.create_project("contract: crops", LABEL_CONFIG, "", {}).id
+        self.crops = gateway.create_project("contract: crops", LABEL_CONFIG, "", {}).id
         keys = [f"{number}.png" for number in range(len(IMAGES))]
         data = [{"data": {"image": key}} for key in [*keys, *(f"other {n}.png" for n in range(OTHERS))]]
         self.numbers = gateway.import_tasks(self.project, data)
@@ -65,7 +69,8 @@ class World:
         self.store.set_source_tasks(self.tasks)
         version = f"propagate-{self.project}"
         push_predictions(gateway, self.source, self.tasks, table, [tree], version, 1)
-        self.overview = Overview(gateway, self.store, self.project, crops, version, Terms(), clock=lambda: 0.0)
+        terms, clock = Terms(), lambda: 0.0
+        self.overview = Overview(gateway, self.store, self.project, self.crops, version, terms, clock)
 
     def decide(self, cluster: str, decision: Literal["accept", "reject"]) -> None:
         """Decide on a cluster, and write what follows."""
@@ -162,3 +167,52 @@ def test_each_tab_opens_in_a_browser(world: World, label_studio: Any) -> None:
             page.goto(f"{data}?tab={numbers[title]}")
             page.get_by_text(f"Tasks: {count} / {len(EVERYTHING)}").wait_for()
         assert errors == []
+
+
+@pytest.mark.parametrize("side", ["sqlite", "postgresql"], indirect=True)
+def test_a_sample_is_drawn_and_read(side: Any, world: World) -> None:
+    gateway, campaign = world.gateway, world.campaign
+    world.decide(world.good, "accept")
+    grey = cv2.imencode(".png", np.full((SIDE, SIDE, 3), 90, np.uint8))[1].tobytes()
+    (url,) = gateway.upload(world.crops, [("grey.png", grey)])
+    config = files("plugin.label_studio").joinpath("configs/drawing.xml").read_text()
+    project = gateway.create_project("contract: drawing", config, "", DRAWING_SETTINGS).id
+    sample = draw_sample(campaign, 4, 0)
+    locations = dict.fromkeys(campaign.table.images.tolist(), url)
+    for made in (4, 0):
+        assert post_sample(gateway, project, world.crops, campaign, sample, locations) == made
+    exact, half, none, skipped = gateway.tasks(project, ["data"])
+    side.submit(exact["id"], box_of(campaign, exact, 1.0))
+    side.submit(half["id"], box_of(campaign, half, 0.5))
+    nothing = {"from_name": "none", "to_name": "image", "type": "choices", "value": {"choices": ["none"]}}
+    side.submit(none["id"], [{"id": "none", **nothing}])
+    side.skip(skipped["id"])
+    told = report(gateway, project, campaign, sample)
+    assert told["problems"] == []
+    assert (told["total"]["drawn"], told["total"]["none"], told["total"]["right"]) == (3, 1, 1)
+    assert told["total"]["sq"] == pytest.approx(1.5 / 3, abs=0.005)
+    assert told["categories"] == [{**told["total"], "category": "cell"}]
+    assert told["claim"] == "estimate"
+
+
+def box_of(campaign: Campaign, task: dict[str, Any], share: float) -> list[dict[str, Any]]:
+    """The outline of a mask, or of a share of its height, as drawn over what a task shows."""
+    (row,) = campaign.rows_of([task["data"]["mask"]])
+    x, y, wide, high = campaign.table.box[row].tolist()
+    left, top, width, height = task["data"]["window"]
+    across = [100 * (edge - left) / width for edge in (x, x + wide)]
+    down = [100 * (edge - top) / height for edge in (y, y + high * share)]
+    points = [[across[0], down[0]], [across[1], down[0]], [across[1], down[1]], [across[0], down[1]]]
+    scale = 900 / max(width, height)
+    return [
+        {
+            "id": "drawn",
+            "from_name": "polygon",
+            "to_name": "image",
+            "type": "polygonlabels",
+            "original_width": round(width * scale),
+            "original_height": round(height * scale),
+            "image_rotation": 0,
+            "value": {"points": points, "closed": True, "polygonlabels": ["Outline"]},
+        }
+    ]
