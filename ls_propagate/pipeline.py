@@ -454,8 +454,9 @@ def _predicted(store: Store, settings: Settings) -> str:
 
 def open_overview(gateway: Gateway, store: Store, settings: Settings) -> Overview:
     """What people see of the campaign in its source project. Raises StoreError before ``cluster`` was run."""
-    known = connection_of(store)
-    return Overview(gateway, store, known.project, known.crops, _predicted(store, settings), settings.terms)
+    known, version = connection_of(store), _predicted(store, settings)
+    field = labeling_of(gateway, known, settings, ()).field
+    return Overview(gateway, store, known.project, known.crops, field, version, settings.terms)
 
 
 def show(gateway: Gateway, store: Store, settings: Settings) -> None:

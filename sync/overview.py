@@ -24,7 +24,7 @@ from sync.writeback import model_version
 log = logging.getLogger(__name__)
 
 EVERY = 600.0  # seconds between two looks
-MOST = 2000  # images that the tab of partly decided ones lists: the annotation of each is looked up
+MOST = 2000  # images that the tab of partly decided ones lists
 FILE = "propagate-progress.svg"
 WIDTH = 640  # pixels
 _PICTURE = re.compile(rf"<img\b[^>]*{re.escape(FILE)}[^>]*>")  # the server takes comments out
@@ -33,8 +33,9 @@ _PICTURE = re.compile(rf"<img\b[^>]*{re.escape(FILE)}[^>]*>")  # the server take
 class Overview:
     """Keeps the tabs and the picture of one campaign up to date.
 
-    project: the source project; crops: the project that keeps the picture's file; predicted: the version of the
-    predictions that show all masks. What cannot be done on the server is logged once, and tried again in time.
+    project: the source project; crops: the project that keeps the picture's file; field: of the tasks' data that
+    has the image; predicted: the version of the predictions that show all masks. What cannot be done on the server
+    is logged once, and tried again in time.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Overview:
         store: Store,
         project: int,
         crops: int,
+        field: str,
         predicted: str,
         terms: Terms,
         clock: Callable[[], float] = time.monotonic,
@@ -51,11 +53,11 @@ class Overview:
         self._store = store
         self._project = project
         self._crops = crops
+        self._field = field
         self._predicted = predicted
         self._terms = terms
         self._clock = clock
         self._tasks: Sequence[SourceTask] = store.source_tasks()
-        self._annotations: dict[tuple[int, str], int] = {}  # by task and version
         self._next = float("-inf")
         self._finished = False
         self._failed: set[str] = set()
@@ -90,33 +92,23 @@ class Overview:
 
     def _list(self, history: History, new: bool) -> None:
         campaign = history.campaign
-        tabs = source_tabs(self._predicted, model_version(campaign), *self._partly(campaign))
+        tabs = source_tabs(self._predicted, model_version(campaign), self._field, *self._partly(campaign))
         if new:
             make_source_tabs(self._gateway, self._project, tabs)
         else:
             update_source_tabs(self._gateway, self._gateway.tabs(self._project), tabs)
 
-    def _partly(self, campaign: Campaign) -> tuple[list[int], int]:
-        """The annotations of images with masks to decide, those with most first; and how many there are."""
+    def _partly(self, campaign: Campaign) -> tuple[list[str], int]:
+        """Where images with masks to decide are, those with most first; and how many there are."""
         left = undecided_masks(campaign)
         places = {image: place for place, image in enumerate(campaign.table.images.tolist())}
-        found = [(left[places[task.image]], task.task) for task in self._tasks if task.image in places]
-        partly = [task for count, task in sorted(found, key=lambda one: (-one[0], one[1])) if count]
-        partly = [task for task in partly if len(campaign.standing(task))]
-        listed = partly[:MOST]
-        known = self._known(campaign, listed)
-        return sorted(known), len(partly) - len(listed) + len(known)
-
-    def _known(self, campaign: Campaign, tasks: Sequence[int]) -> list[int]:
-        """The numbers of the campaign's annotations of some tasks, less those that are gone."""
-        unknown = [task for task in tasks if (task, campaign.ours[task][1]) not in self._annotations]
-        fields = ["annotations", "parent_prediction", "was_cancelled"]
-        for task in self._gateway.tasks(self._project, fields, ids=unknown) if unknown else ():
-            for annotation in task["annotations"]:
-                if annotation["parent_prediction"] is not None and not annotation["was_cancelled"]:
-                    self._annotations[task["id"], campaign.ours[task["id"]][1]] = annotation["id"]
-        keys = [(task, campaign.ours[task][1]) for task in tasks]
-        return [self._annotations[key] for key in keys if key in self._annotations]
+        found = [
+            (-int(left[places[task.image]]), task.task, task.location)
+            for task in self._tasks
+            if task.image in places and len(campaign.standing(task.task))
+        ]
+        partly = sorted(one for one in found if one[0])
+        return [location for _, _, location in partly[:MOST]], len(partly)
 
     def _draw(self, history: History, new: bool) -> None:
         document = progress(history, self._terms, datetime.now(UTC))

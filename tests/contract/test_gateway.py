@@ -22,7 +22,7 @@ from plugin.label_studio.tabs import add_tabs, make_source_tabs, source_tabs, up
 from propagation.errors import ImageError, Missing, ServerError, SettingsError
 
 NOWHERE = 99_999_999
-SOURCE_TABS = source_tabs("propagate-1", "propagated-1", [7], 1)
+SOURCE_TABS = source_tabs("propagate-1", "propagated-1", "image", ["a.png"], 1)
 CONFIG = """
 <View>
   <Image name="picture" value="$photo"/>
@@ -750,7 +750,7 @@ def test_tabs_of_an_earlier_campaign_are_brought_up_to_date_and_peoples_stay(gat
     _, first, second, third = gateway.tabs(project)
     before = gateway.tabs(project)
     gateway.update_tab(first, {**before[first], "title": "Done", "columnsWidth": {"tasks:id": 70}})
-    later = source_tabs("propagate-2", "propagated-2", [5, 6], 9)
+    later = source_tabs("propagate-2", "propagated-2", "image", ["a.png", "b.png"], 9)
     make_source_tabs(gateway, project, later)
     after = gateway.tabs(project)
     assert list(after) == list(before)

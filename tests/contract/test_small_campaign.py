@@ -42,7 +42,7 @@ class World:
         self.gateway = gateway
         self.project = gateway.create_project("contract: overview", LABEL_CONFIG, "", {}).id
         self.crops = gateway.create_project("contract: crops", LABEL_CONFIG, "", {}).id
-        keys = [f"{number}.png" for number in range(len(IMAGES))]
+        keys = [f"/data/local-files/?d=a+b ({number}) größe.png" for number in range(len(IMAGES))]
         data = [{"data": {"image": key}} for key in [*keys, *(f"other {n}.png" for n in range(OTHERS))]]
         self.numbers = gateway.import_tasks(self.project, data)
         found = [
@@ -70,7 +70,7 @@ class World:
         version = f"propagate-{self.project}"
         push_predictions(gateway, self.source, self.tasks, table, [tree], version, 1)
         terms, clock = Terms(), lambda: 0.0
-        self.overview = Overview(gateway, self.store, self.project, self.crops, version, terms, clock)
+        self.overview = Overview(gateway, self.store, self.project, self.crops, "image", version, terms, clock)
 
     def decide(self, cluster: str, decision: Literal["accept", "reject"]) -> None:
         """Decide on a cluster, and write what follows."""

@@ -26,7 +26,7 @@ class Desk:
         self.history = History(self.daemon.campaign)
         crops = world.verify.crops
         self.overview = Overview(
-            self.gateway, self.daemon.store, self.project, crops, "propagate-1", Terms(), lambda: self.now
+            self.gateway, self.daemon.store, self.project, crops, "image", "propagate-1", Terms(), lambda: self.now
         )
 
     def look(self, finished=False, later=EVERY):
