@@ -53,28 +53,6 @@ def test_each_tab_lists_its_images(finished: tuple[Site, Campaign]) -> None:
     assert found == wanted
 
 
-def test_each_tab_opens_in_a_browser(finished: tuple[Site, Campaign]) -> None:
-    site, campaign = finished
-    project, url = site.connection.project, site.server.url
-    wanted = images(site, campaign)
-    everything = len(list(site.gateway.tasks(project, [])))
-    numbers = {tab["title"]: number for number, tab in site.gateway.tabs(project).items()}
-    with open_browser() as page:
-        errors: list[str] = []
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on(
-            "response",
-            lambda said: errors.append(said.url) if said.status >= 400 and "/api/" in said.url else None,
-        )
-        log_in(page, url, site.server.email, site.server.password)
-        page.goto(f"{url}/projects/{project}/data")
-        page.get_by_text(f"Tasks: {everything} / {everything}").wait_for()
-        for title, tasks in wanted.items():
-            page.goto(f"{url}/projects/{project}/data?tab={numbers[title]}")
-            page.get_by_text(f"Tasks: {len(tasks)} / {everything}").wait_for()
-        assert errors == []
-
-
 def test_each_region_says_its_cluster_decision_and_bound(finished: tuple[Site, Campaign]) -> None:
     site, campaign = finished
     regions = written(site)
