@@ -122,6 +122,7 @@ def connect(
     """Connect a Label Studio project: check its labeling config, make the project where pages are answered."""
     with _connected(config) as (settings, store, gateway):
         made = pipeline.connect(gateway, store, project, settings.ask)
+        pipeline.show(gateway, store, settings)
         console.print(f"Connected project {made.project} ({made.title}).", markup=False)
         console.print(
             f"Annotators answer pages at {made.server}/projects/{made.pages}/data?labeling=1", soft_wrap=True
@@ -183,7 +184,8 @@ def sync(
         if once:
             with pipeline.writing(store):
                 daemon = pipeline.open_daemon(gateway, store, settings)
-                _tell(daemon.step())
+                _tell(step := daemon.step())
+                pipeline.open_overview(gateway, store, settings).look(daemon.history, step.finished)
                 campaign: Campaign | None = daemon.campaign
         else:
             with service.serving(settings, store, monitor, wake.set, board) as port:

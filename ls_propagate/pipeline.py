@@ -30,6 +30,7 @@ from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name, image_key
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import HOTKEYS, Ask, Examples, config_of, instructions, settings_of, takes
+from plugin.label_studio.tabs import add_tabs
 from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
 from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
@@ -44,6 +45,7 @@ from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
 from sync.board import Place
 from sync.daemon import Daemon
 from sync.examples import make_examples
+from sync.overview import Overview
 from sync.pages import VerifyProjects
 from sync.sample import Sample, draw_sample, post_sample, report
 from sync.source import Source, annotated, pool, push_predictions
@@ -142,7 +144,7 @@ def connect(gateway: Gateway, store: Store, wanted: str, ask: Ask = "page") -> C
     settings = {**settings_of(ask), "expert_instruction": instructions(ask, examples)}
     pages = _own_project(gateway, project, f"verify_{ask}", config_of(ask), settings)
     board = _own_project(gateway, project, "clusters", _config("cluster_board"), BOARD_SETTINGS)
-    gateway.ensure_tabs(board, tabs())
+    add_tabs(gateway, board, tabs())
     gateway.set_hotkeys(HOTKEYS)
     connection = Connection(gateway.url, project.id, project.title, pages, crops, board, ask)
     store.remember(connection=asdict(connection), examples={name: asdict(each) for name, each in examples.items()})
@@ -421,10 +423,17 @@ def cluster(
     trees = load_trees(store, settings)
     tasks = store.source_tasks()
     source = Source(connection.project, labeling, gateway.user().id)
-    version = f"propagate-{_artefact(store, settings, 'trees', 'trees').fingerprint[:12]}"
     pushed = push_predictions(
-        gateway, source, tasks, table, trees, version, strategy.least_size, progress("predictions", len(tasks))
+        gateway,
+        source,
+        tasks,
+        table,
+        trees,
+        _predicted(store, settings),
+        strategy.least_size,
+        progress("predictions", len(tasks)),
     )
+    show(gateway, store, settings)
     return trees, pushed
 
 
@@ -436,6 +445,24 @@ def started_by(
     identity = json.dumps([connection.server, connection.project, trees.fingerprint, chosen], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return CampaignStarted(name, chosen, trees.parents[0], trees.fingerprint, known.fingerprint if known else "")
+
+
+def _predicted(store: Store, settings: Settings) -> str:
+    """The version of the predictions that show all masks with their clusters."""
+    return f"propagate-{_artefact(store, settings, 'trees', 'trees').fingerprint[:12]}"
+
+
+def open_overview(gateway: Gateway, store: Store, settings: Settings) -> Overview:
+    """What people see of the campaign in its source project. Raises StoreError before ``cluster`` was run."""
+    known, version = connection_of(store), _predicted(store, settings)
+    field = labeling_of(gateway, known, settings, ()).field
+    return Overview(gateway, store, known.project, known.crops, field, version, settings.terms)
+
+
+def show(gateway: Gateway, store: Store, settings: Settings) -> None:
+    """Show a campaign that has begun in its source project, also where people had taken that away."""
+    if store.begun():
+        open_overview(gateway, store, settings).make(open_history(store, settings))
 
 
 def load_trees(store: Store, settings: Settings) -> list[ClusterTree]:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from ls_propagate.pipeline import connection_of, open_daemon, place_of
+from ls_propagate.pipeline import connection_of, open_daemon, open_overview, place_of
 from ls_propagate.settings import Settings
 from plugin import web
 from plugin.label_studio.gateway import Gateway
@@ -83,6 +83,7 @@ def run(
         if step.questions:
             _meet(store, gateway, daemon.campaign)
         show()
+        overview.look(daemon.history, step.finished)
         told(step)
 
     def show() -> None:
@@ -91,10 +92,12 @@ def run(
     def alive() -> None:
         monitor.alive()
         show()
+        overview.look(daemon.history, False)
 
     while _turn(store, monitor, stop):
         try:
             daemon = open_daemon(gateway, store, settings)
+            overview = open_overview(gateway, store, settings)
             _hook(settings, store, gateway)
             monitor.began()
             show()

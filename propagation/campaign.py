@@ -474,6 +474,14 @@ class Campaign:
             names[by_command] = self.commands.names()[by_command]
         return names
 
+    def front(self) -> NDArray[np.object_]:
+        """(n,) the name of the smallest cluster looked at that a mask is in, whatever became of it."""
+        names = np.full(len(self.table), None, dtype=object)
+        roots = [(place, tree.root) for place, tree in enumerate(self.trees)]
+        for place, node in sorted([*roots, *self.state], key=lambda key: -int(self.trees[key[0]].sizes[key[1]])):
+            names[self.rows(place, node)] = self.cluster(place, node)
+        return names
+
     def inside(self, state: State) -> NDArray[np.bool_]:
         inside = np.zeros(len(self.table), dtype=bool)
         for place, node in self.clusters(state):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plugin.label_studio.gateway import Gateway, Json, chunks, moment
-from plugin.label_studio.regions import META, digest
+from plugin.label_studio.regions import META, digest, in_words
 from propagation.campaign import YES, Campaign
 from propagation.events import ImageTaken, MasksWritten, WriteIntended
 from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
@@ -21,6 +21,7 @@ from sync.store import SourceTask
 PATCHES_AT_FIRST = 4
 DRAWN_AHEAD = 1000  # images
 DRAWN_AT_ONCE = 25
+BY_ITSELF = ("page/", "command/")  # decisions of which the share of a cluster says nothing
 Record = Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None]
 Rows = NDArray[np.int64]
 
@@ -125,7 +126,8 @@ class _Images:
         """What images should hold now."""
         campaign, table = self._campaign, self._campaign.table
         cluster, reasons = campaign.deciding_cluster(), campaign.reasons()
-        share: dict[str | None, float | None] = {None: None}
+        cluster = np.where(cluster == None, campaign.front(), cluster)  # noqa: E711  of each
+        share: dict[str, float | None] = {}
         found = []
         for place in images.tolist():
             rows = self._rows(place)
@@ -141,8 +143,9 @@ class _Images:
                     "cluster": cluster[row],
                     "decision": reasons[row],
                     "verified": bool(campaign.verdict[row] == YES),
-                    campaign.claim: share[cluster[row]],
+                    campaign.claim: None if reasons[row].startswith(BY_ITSELF) else share[cluster[row]],
                 }
+                region["meta"]["text"] = [in_words(region["meta"][META])]
             task = self._tasks[place]
             masks = tuple(table.ids[rows].tolist())
             found.append(Due(task.image, task.task, masks, [region for _, region in made.regions], made.digest))

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plugin.label_studio.gateway import filters_of
 from plugin.label_studio.pages import in_a_line, is_answer
+from plugin.label_studio.tabs import HIDDEN
 from propagation.events import Command
 
 COMMANDS: Mapping[str, Command] = {
@@ -44,11 +46,8 @@ BOARD_SETTINGS: Mapping[str, Any] = {
 
 _SHOWN = ("size", "asked", "yes", "proven", "accepted")
 _HIDDEN = (
-    "annotated_at", "annotation_ids", "annotations_results", "annotators", "avg_lead_time",
-    "cancelled_annotations", "completed_at", "created_at", "draft_exists", "file_upload", "ground_truth",
-    "inner_id", "prediction_ids", "predictions_model_versions", "predictions_results", "predictions_score",
-    "storage_filename", "total_annotations", "total_predictions", "updated_at", "updated_by", "data.tab",
-    "data.title", "data.facts",
+    *HIDDEN, "annotators", "cancelled_annotations", "completed_at", "total_annotations", "total_predictions",
+    "data.tab", "data.title", "data.facts",
 )  # fmt: skip
 
 
@@ -93,7 +92,7 @@ def tabs() -> list[dict[str, Any]]:
             "title": title,
             "type": "list",
             "target": "tasks",
-            "filters": {"conjunction": "and", "items": [_is("tab", tab)] if tab else []},
+            "filters": filters_of([("data.tab", "equal", "String", tab)]),
             "ordering": ["-tasks:data.size"],
             "hiddenColumns": {"explore": [f"tasks:{name}" for name in _HIDDEN], "labeling": []},
             "columnsDisplayType": {f"tasks:data.{name}": "Number" for name in _SHOWN},
@@ -106,10 +105,6 @@ def tabs() -> list[dict[str, Any]]:
             ("Split", "split"),
         )
     ]
-
-
-def _is(name: str, value: str) -> dict[str, Any]:
-    return {"filter": f"filter:tasks:data.{name}", "operator": "equal", "type": "String", "value": value}
 
 
 @dataclass(frozen=True)

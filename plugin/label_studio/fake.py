@@ -31,7 +31,8 @@ class FakeGateway:
         self.hotkeys: dict[str, Any] = {}
         self._projects: dict[int, Project] = {}
         self._tasks: dict[int, Json] = {}
-        self.views: dict[int, list[Json]] = {}
+        self._tabs: dict[int, tuple[int, Json]] = {}
+        self._uploads: dict[int, str] = {}
         self._webhooks: dict[int, tuple[int, Webhook]] = {}
         self._changed_by: dict[int, int] = {}
         self._numbers = iter(range(1, 1 << 40))
@@ -58,13 +59,18 @@ class FakeGateway:
         self, title: str, label_config: str, description: str, settings: Mapping[str, Any]
     ) -> Project:
         self.calls.append("create_project")
-        made = Project(next(self._numbers), title, label_config, description)
+        told = settings.get("expert_instruction", "")
+        made = Project(next(self._numbers), title, label_config, description, told)
         self._projects[made.id] = made
         return made
 
     def set_label_config(self, project: int, label_config: str) -> None:
         self.calls.append("set_label_config")
         self._projects[project] = replace(self.project(project), label_config=label_config)
+
+    def set_instructions(self, project: int, instructions: str) -> None:
+        self.calls.append("set_instructions")
+        self._projects[project] = replace(self.project(project), instructions=instructions)
 
     def tasks(
         self,
@@ -161,11 +167,20 @@ class FakeGateway:
         found["data"] = copy.deepcopy(dict(data))
         found["updated_at"] = self._tick()
 
-    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
+    def tabs(self, project: int) -> dict[int, Json]:
         self.project(project)
-        there = self.views.setdefault(project, [])
-        titles = {tab["title"] for tab in there}
-        there += [copy.deepcopy(dict(tab)) for tab in tabs if tab["title"] not in titles]
+        return {number: copy.deepcopy(tab) for number, (of, tab) in self._tabs.items() if of == project}
+
+    def create_tab(self, project: int, tab: Json) -> None:
+        self.calls.append("create_tab")
+        self.project(project)
+        self._tabs[next(self._numbers)] = project, copy.deepcopy(dict(tab))
+
+    def update_tab(self, number: int, tab: Json) -> None:
+        self.calls.append("update_tab")
+        if number not in self._tabs:
+            raise Missing(f"no tab {number}; it may have been deleted")
+        self._tabs[number] = self._tabs[number][0], copy.deepcopy(dict(tab))
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         self.calls.append("delete_tasks")
@@ -174,7 +189,7 @@ class FakeGateway:
             if self._tasks.get(number, {}).get("project") == project:
                 del self._tasks[number]
         if tasks and not self._of(project):
-            self.views.pop(project, None)
+            self._tabs = {number: tab for number, tab in self._tabs.items() if tab[0] != project}
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         self.calls.append("predictions_to_annotations")
@@ -218,6 +233,17 @@ class FakeGateway:
         urls = [f"/data/upload/{project}/{next(self._numbers):08x}-{name}" for name in names]
         self.files.update(zip(urls, (content for _, content in files), strict=True))
         return urls
+
+    def upload_one(self, project: int, name: str, content: bytes) -> tuple[int, str]:
+        (url,) = self.upload(project, [(name, content)])
+        number = next(self._numbers)
+        self._uploads[number] = url
+        return number, url
+
+    def delete_upload(self, project: int, number: int) -> None:
+        self.calls.append("delete_upload")
+        self.project(project)
+        self.files.pop(self._uploads.pop(number, ""), None)
 
     def webhooks(self, project: int) -> list[Webhook]:
         self.project(project)

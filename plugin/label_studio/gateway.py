@@ -45,12 +45,16 @@ class User:
 
 @dataclass(frozen=True)
 class Project:
-    """A project of the server; description bears the mark by which the product finds its own again."""
+    """A project of the server; description bears the mark by which the product finds its own again.
+
+    instructions: what its annotators are told, as HTML.
+    """
 
     id: int
     title: str
     label_config: str
     description: str = ""
+    instructions: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Gateway(Protocol):
     """What the product needs of an annotation tool's server. Every method raises ServerError's kinds.
 
     1. Tasks, predictions and annotations are the server's own JSON; times are as ``moment`` writes them.
-    2. ``import_*``, ``upload`` and ``create_project`` add again when called again: the caller looks up first.
+    2. ``import_*``, ``upload*`` and ``create_*`` add again when called again: the caller looks up first.
     3. All others may be repeated.
 
     pace: how many items a bulk call takes.
@@ -94,6 +98,10 @@ class Gateway(Protocol):
 
     def set_label_config(self, project: int, label_config: str) -> None:
         """Give a project another labeling config. Raises ServerError where it does not fit what is there."""
+        ...
+
+    def set_instructions(self, project: int, instructions: str) -> None:
+        """Give a project other instructions, of which the server takes out what it holds for unsafe HTML."""
         ...
 
     def tasks(
@@ -147,8 +155,16 @@ class Gateway(Protocol):
         """Give a task other data."""
         ...
 
-    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
-        """Give the Data Manager of a project tabs, each by its title; one that has the title is left as it is."""
+    def tabs(self, project: int) -> dict[int, Json]:
+        """The tabs of a project's Data Manager by number, in their order: title, filters, columns and the like."""
+        ...
+
+    def create_tab(self, project: int, tab: Json) -> None:
+        """Add a tab behind the others."""
+        ...
+
+    def update_tab(self, number: int, tab: Json) -> None:
+        """Give a tab another title, filters and columns, all at once."""
         ...
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
@@ -177,6 +193,14 @@ class Gateway(Protocol):
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         """Store files (name, content) with the project without making tasks; their URL paths, in order."""
+        ...
+
+    def upload_one(self, project: int, name: str, content: bytes) -> tuple[int, str]:
+        """Store one file; its number, by which it can be deleted, and its URL path."""
+        ...
+
+    def delete_upload(self, project: int, number: int) -> None:
+        """Delete a stored file; one that is gone already is no error."""
         ...
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
@@ -283,6 +307,10 @@ class LabelStudioGateway:
         body = {"label_config": label_config}
         self._wire.call("set_label_config", "PATCH", f"api/projects/{project}/", _project, body=body)
 
+    def set_instructions(self, project: int, instructions: str) -> None:
+        body = {"expert_instruction": instructions}
+        self._wire.call("set_instructions", "PATCH", f"api/projects/{project}/", _project, body=body)
+
     # what is there
 
     def tasks(
@@ -350,7 +378,7 @@ class LabelStudioGateway:
         """The first tasks that pass the filters, and how many do. after: of which in ``order`` all come."""
         query: Json = {"ordering": [f"tasks:{order}"]}
         if filters:
-            query["filters"] = _filters(filters)
+            query["filters"] = filters_of(filters)
         if ids is not None:
             query["selectedItems"] = {"all": False, "included": list(ids)}
         nested = {"annotations", "predictions"}.intersection(include)
@@ -438,15 +466,21 @@ class LabelStudioGateway:
     def update_task(self, task: int, data: Mapping[str, Any]) -> None:
         self._wire.call("update_task", "PATCH", f"api/tasks/{task}/", _id, body={"data": dict(data)})
 
-    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
-        def titles(answer: Any) -> set[str]:
-            return {str(view["data"].get("title")) for view in answer}
+    def tabs(self, project: int) -> dict[int, Json]:
+        def read(answer: Any) -> dict[int, Json]:
+            found = {_id(view): dict(view["data"] or {}) for view in answer}
+            for tab in found.values():
+                tab.pop("selectedItems", None)  # is no property of a tab, and shown with it
+            return found
 
-        there = self._wire.get("tabs", "api/dm/views/", titles, project=project)
-        for tab in tabs:
-            if tab["title"] not in there:
-                body = {"project": project, "data": tab}
-                self._wire.call("ensure_tabs", "POST", "api/dm/views/", _id, "never", body=body)
+        return self._wire.get("tabs", "api/dm/views/", read, project=project)
+
+    def create_tab(self, project: int, tab: Json) -> None:
+        body = {"project": project, "data": tab}
+        self._wire.call("create_tab", "POST", "api/dm/views/", _id, "never", body=body)
+
+    def update_tab(self, number: int, tab: Json) -> None:
+        self._wire.call("update_tab", "PATCH", f"api/dm/views/{number}/", _id, body={"data": tab})
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         for part in chunks(tasks):  # never an empty one, by which the server means all tasks
@@ -464,7 +498,7 @@ class LabelStudioGateway:
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         # the server looks again itself: somebody may have annotated a task since the caller looked
-        more = {"model_version": model_version, "filters": _filters([UNANNOTATED])}
+        more = {"model_version": model_version, "filters": filters_of([UNANNOTATED])}
 
         def send(part: Sequence[int]) -> None:
             # begun anew while it still runs, it would make the annotations twice
@@ -499,23 +533,36 @@ class LabelStudioGateway:
             log.info("%s is gone already", path)
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
+        return [place for _, place in self._uploaded(project, files)]
+
+    def upload_one(self, project: int, name: str, content: bytes) -> tuple[int, str]:
+        ((number, place),) = self._uploaded(project, [(name, content)])
+        return number, place
+
+    def delete_upload(self, project: int, number: int) -> None:
+        body = {"file_upload_ids": [number]}  # without it, the server would delete all of the project
+        path = f"api/projects/{project}/file-uploads"
+        self._wire.call("delete_upload", "DELETE", path, lambda answer: int(answer["deleted"]), body=body)
+
+    def _uploaded(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[tuple[int, str]]:
+        """Store files; the number and the URL path of each."""
         path, params = f"api/projects/{project}/import", {"commit_to_project": "false"}
 
-        def send(part: Sequence[tuple[str, bytes]]) -> list[str]:
+        def send(part: Sequence[tuple[str, bytes]]) -> list[tuple[int, str]]:
             # a repeated field name would keep only one of its files
             sent = {f"file{place}": file for place, file in enumerate(part)}
             read = _numbers("file_upload_ids", len(part))
             numbers = self._wire.call("upload", "POST", path, read, "never", params=params, files=sent)
 
-            def places(answer: Any) -> list[str]:
+            def places(answer: Any) -> list[tuple[int, str]]:
                 stored = {_id(item): str(item["file"]) for item in answer}
-                return [f"{self._path}data/{stored[number]}" for number in numbers]
+                return [(number, f"{self._path}data/{stored[number]}") for number in numbers]
 
             return self._wire.get(
                 "uploads", f"api/projects/{project}/file-uploads", places, ids=json.dumps(numbers)
             )
 
-        return [place for made in self._bulk("files", files, send, FILES_A_REQUEST) for place in made]
+        return [one for made in self._bulk("files", files, send, FILES_A_REQUEST) for one in made]
 
     def webhooks(self, project: int) -> list[Webhook]:
         return self._wire.get(
@@ -608,7 +655,8 @@ def _name(person: Json) -> str:
     return full or str(person["email"])
 
 
-def _filters(filters: Iterable[Filter]) -> Json:
+def filters_of(filters: Iterable[Filter]) -> Json:
+    """Filters that all have to pass, as the server takes them."""
     items = [
         {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
         for column, operator, kind, value in filters
@@ -642,7 +690,8 @@ def _detail(answer: Any) -> str:
 
 
 def _project(item: Any) -> Project:
-    return Project(_id(item), str(item["title"]), str(item["label_config"]), item.get("description") or "")
+    told = item.get("description") or "", item.get("expert_instruction") or ""
+    return Project(_id(item), str(item["title"]), str(item["label_config"]), *told)
 
 
 def _webhook(item: Any) -> Webhook:

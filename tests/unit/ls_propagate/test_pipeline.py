@@ -54,7 +54,7 @@ def test_connecting_makes_the_projects_for_pages_and_crops_once(office):
         made.crops: "cells · crops",
         made.board: "cells · clusters",
     }
-    assert [tab["title"] for tab in office.gateway.views[made.board]] == [
+    assert [tab["title"] for tab in office.gateway.tabs(made.board).values()] == [
         "Open clusters",
         "Accepted",
         "Rejected",
@@ -63,7 +63,7 @@ def test_connecting_makes_the_projects_for_pages_and_crops_once(office):
     ]
     connect(office)
     assert len(office.gateway.projects()) == 4
-    assert len(office.gateway.views[made.board]) == 5
+    assert len(office.gateway.tabs(made.board)) == 5
     assert 'name="wrong"' in office.gateway.project(made.pages).label_config
 
 

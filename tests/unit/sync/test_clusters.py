@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from plugin.label_studio.clusters import BOARD_SETTINGS, COMMANDS, tabs
+from plugin.label_studio.tabs import add_tabs
 from propagation.campaign import NO
 from propagation.errors import ServerError
 from propagation.events import Commanded
@@ -152,13 +153,13 @@ def test_no_more_cards_than_matter_are_made(finished, monkeypatch):
 
 
 def test_the_board_keeps_its_tabs_though_every_card_is_replaced(world):
-    world.gateway.ensure_tabs(world.board, tabs())
+    add_tabs(world.gateway, world.board, tabs())
     daemon = world.daemon()
     daemon.step()
     before = {task["id"] for task in cards(world).values()}
     world.run(daemon)
     assert not before & {task["id"] for task in cards(world).values()}
-    assert world.gateway.views[world.board] == tabs()
+    assert list(world.gateway.tabs(world.board).values()) == tabs()
 
 
 def test_a_board_that_was_deleted_is_done_without(finished, caplog):

@@ -13,6 +13,7 @@ from propagation.campaign import Campaign
 from propagation.errors import Unreachable
 from propagation.events import (
     CampaignStarted,
+    Commanded,
     Decided,
     ImageTaken,
     MasksWritten,
@@ -204,6 +205,33 @@ def test_each_region_tells_by_which_decision_it_stands(site):
         assert meta["cluster"] == cluster_name(site.tree, site.lower)
         assert meta["verified"] == (row == site.rows(0, site.lower)[3])
     assert {meta["decision"] for meta in told.values()} >= {f"cluster/{cluster_name(site.tree, site.lower)}"}
+    said = {region["meta"]["text"][0] for region in made["result"]}
+    assert said >= {
+        f"cluster {cluster_name(site.tree, site.lower)} · accepted by its answers · nothing else is claimed"
+    }
+
+
+def test_a_mask_judged_right_or_accepted_by_command_has_a_cluster_and_no_share(site):
+    site.accept(site.lower)
+    upper, lower = (cluster_name(site.tree, node) for node in (site.upper, site.lower))
+    site.campaign.evidence[lower] = 10, 9
+    judged = site.rows(0, site.upper)[0]
+    site.judge(judged, "yes")
+    site.write()
+    metas = {r["meta"][META]["mask"]: r["meta"] for r in site.annotations(0)[0]["result"]}
+    one = metas[site.table.ids[judged]]
+    assert one[META]["cluster"] == upper
+    assert one[META]["decision"].startswith("page/")
+    assert one[META]["estimate"] is None
+    assert "judged right on a page" in one["text"][0]
+    assert {m[META]["estimate"] for m in metas.values() if m is not one} == {0.9}
+    site.campaign.apply(Commanded(upper, "accept", "user 1", "2026-01-01T00:00:00Z", "board/1/x"))
+    site.write()
+    metas = {r["meta"][META]["mask"]: r["meta"] for r in site.annotations(1)[0]["result"]}
+    commanded = [meta for meta in metas.values() if meta[META]["decision"].startswith("command/")]
+    assert commanded
+    assert {(m[META]["cluster"], m[META]["estimate"]) for m in commanded} == {(upper, None)}
+    assert commanded[0]["text"] == [f"cluster {upper} · accepted by command · nothing else is claimed"]
 
 
 def test_nothing_is_asked_of_the_server_where_nothing_is_due(site):
