@@ -27,7 +27,7 @@ KEYS = tuple("12345qwertasdfgzxcvb")
 
 #: What a config has to have for the tasks that are made for it; the rest is looks.
 _NEEDED: Mapping[Ask, tuple[str, ...]] = {
-    "page": ('name="wrong"', 'name="unsure"', "object-fit"),
+    "page": ('name="wrong"', 'name="unsure"', "var(--outlined"),
     "single": ('valueList="$pictures"', 'name="verdict"'),
     "context": ('valueList="$pictures"', 'name="verdict"', 'name="outline"'),
 }
@@ -91,7 +91,7 @@ HOTKEYS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One mask to be judged, and the address of its picture.
+    """One mask to be judged, and the address of its picture: in a grid, of one that holds the crops of all its page.
 
     regions: where the picture has no outline, the mask's own on it, as a prediction has them.
     """
@@ -111,7 +111,9 @@ class Examples:
 
 def config_of(ask: Ask) -> str:
     """The labeling config of a project where pages are asked in this way."""
-    return files("plugin.label_studio").joinpath(f"configs/verify_{ask}.xml").read_text(encoding="utf-8")
+    configs = files("plugin.label_studio").joinpath("configs")
+    shared, config = (configs.joinpath(name).read_text("utf-8") for name in ("verify.css", f"verify_{ask}.xml"))
+    return config.replace("<Style>", f"<Style>\n{shared}", 1)
 
 
 def takes(ask: Ask, label_config: str) -> bool:
@@ -158,9 +160,7 @@ def page_task(
             "data": {
                 **data,
                 "question": f"Which of these are NOT a correctly outlined “{name}”?",
-                "crops": [
-                    _choice(question, key) for question, key in zip(questions, KEYS[: len(ids)], strict=True)
-                ],
+                "crops": [_choice(question, place, len(ids)) for place, question in enumerate(questions)],
             }
         }
     task: dict[str, Any] = {
@@ -175,12 +175,16 @@ def page_task(
     return {**task, "predictions": [{"model_version": OUTLINES, "result": outlines}]} if outlines else task
 
 
-def _choice(question: Question, key: str) -> dict[str, str]:
+def _choice(question: Question, place: int, count: int) -> dict[str, str]:
+    """A crop of the grid: its two squares are the picture's, of twice as many beside each other as it has crops."""
+    squares = zip(("outlined", "plain"), (2 * place, 2 * place + 1), strict=True)
+    style = ";".join(f"--{name}:{100 * square / (2 * count - 1):.4f}%" for name, square in squares)
+    key = KEYS[place]
     return {
         "value": question.mask_id,
         "alias": question.mask_id,
         "hotkey": key,
-        "html": f'<img src="{escape(question.picture)}" alt=""><kbd>{key}</kbd>',
+        "html": f'<img src="{escape(question.picture)}" style="{style}" alt=""><kbd>{key}</kbd>',
     }
 
 
