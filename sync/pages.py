@@ -60,7 +60,7 @@ def post_pages(
     A question whose image cannot be read says so, and to say "not sure", so that the rest can be answered. The
     caller has looked before that none has a task already, from a run that was cut off.
     locations: image key to the value by which the image can be read. gold: the masks of known truth; their crops
-    are made and named like the rest, and uploaded in an order which tells nothing.
+    are made and named like the rest, in an order that tells nothing.
     """
     ways = {"page": _in_a_grid, "single": _by_themselves, "context": _in_context}
     for batch in chunks(pages, PAGES_AT_ONCE):
@@ -121,23 +121,23 @@ def _in_context(
     """The questions of pages that show one whole image at a time.
 
     The image is at its own address, unless that is one that Label Studio reads for the source project alone,
-    from a storage connected there.
+    from a storage connected there. What a browser cannot read at its own address, it says itself.
     """
     images = {image for table, rows in masks for image in _by_image(table, rows)}
     elsewhere = sorted(image for image in images if not locations[image].startswith(PLAIN_ADDRESSES))
-    copies = {}
+    copies, unreadable = {}, set()
     for place, image in enumerate(elsewhere):
         pixels = _read(gateway, image, locations[image])
         copies[f"{place}"] = UNREADABLE if pixels is None else whole_image(pixels)
+        unreadable |= {image} if pixels is None else set()
     urls = {**locations, **dict(zip(elsewhere, _uploaded(gateway, projects, copies).values(), strict=True))}
-    shown = {
-        str(table.ids[row]): Question(
-            str(table.ids[row]), urls[image], outline_of(str(table.ids[row]), table.rle(row))
-        )
-        for table, rows in masks
-        for image, here in _by_image(table, rows).items()
-        for row in here
-    }
+    shown = {}
+    for table, rows in masks:
+        for image, here in _by_image(table, rows).items():
+            for row in here:
+                mask = str(table.ids[row])
+                outline = () if image in unreadable else outline_of(mask, table.rle(row))
+                shown[mask] = Question(mask, urls[image], outline)
     return [[shown[mask] for mask in page.shown] for page in pages]
 
 

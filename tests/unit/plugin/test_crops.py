@@ -8,7 +8,16 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from plugin.crops import BEYOND_IMAGE, GAP, SIDE, contact_sheet, draw_crop, render_crops, render_strip, unreadable_crop
+from plugin.crops import (
+    BEYOND_IMAGE,
+    GAP,
+    SIDE,
+    contact_sheet,
+    draw_crop,
+    render_crops,
+    render_strip,
+    unreadable_crop,
+)
 from propagation.errors import ImageError, MaskError
 from propagation.rle import Rle
 
