@@ -17,7 +17,7 @@ from propagation.campaign import UNASKED, YES, Campaign
 from propagation.commands import ACCEPT, REJECT
 from propagation.errors import ServerError
 from propagation.events import Commanded, CommandRefused
-from sync.pages import render_crops
+from sync.pages import draw_crops
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +161,8 @@ class Board:
         best = rows[campaign.table.best[rows]]
         rows = best if len(best) else rows
         some = rows[np.unique(np.linspace(0, len(rows) - 1, min(CROPS, len(rows))).astype(int))]
-        crops = render_crops(self.gateway, campaign.table, some.astype(np.int64), self.locations)
-        return contact_sheet([crops[str(campaign.table.ids[row])] for row in some])
+        drawn = dict(draw_crops(self.gateway, [(campaign.table, some.astype(np.int64))], self.locations))
+        return contact_sheet([drawn[str(campaign.table.ids[row])] for row in some])
 
     def _cards(self, campaign: Campaign, states: Mapping[Key, str], finished: bool) -> dict[str, Card]:
         accepted, by_command = campaign.accepted(), campaign.by_command()

@@ -74,12 +74,16 @@ def outline_of(mask_id: str, rle: Rle) -> tuple[dict[str, Any], ...]:
             "id": f"{mask_id}-{part}",
             "from_name": "outline",
             "to_name": "picture",
-            "type": "polygon",
+            "type": "polygonlabels",
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
             "readonly": True,
-            "value": {"points": np.round(ring * (100 / width, 100 / height), 5).tolist(), "closed": True},
+            "value": {
+                "points": np.round(ring * (100 / width, 100 / height), 5).tolist(),
+                "closed": True,
+                "polygonlabels": ["outline"],
+            },
         }
         for part, ring in enumerate(outlines(rle, keyholes=True)[0])
     )

@@ -480,7 +480,10 @@ def test_nothing_in_a_task_tells_gold_from_the_rest(with_gold):
             seen += crop["alias"] in known
             assert set(crop) == {"value", "alias", "hotkey", "html"}
             assert len(crop["alias"]) == 20
-            assert crop["alias"] in crop["html"]
+            assert crop["html"].startswith('<img src="/data/upload/')
+        pictures = {crop["html"].partition(" style=")[0] for crop in task["data"]["crops"]}
+        assert len(pictures) == 1
+        assert f"{task['data']['page']}.jpg" in pictures.pop()
         assert "gold" not in str(task)
     assert seen == sum(len(page.issued.gold) for page in daemon.campaign.pages.values()) > 0
 
