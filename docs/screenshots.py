@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.campaign import million
 from benchmarks.memory import written
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.browser import close_popups, log_in, open_browser, open_label_stream, wait_for_picture
 from ls_propagate.demo.dataset import read_dataset
@@ -244,7 +244,7 @@ def main(out: Path, data: Path) -> None:
             project = source_project(gateway, dataset, data)
             connection = pipeline.connect(gateway, store, str(project.number))
             table, _ = pipeline.detect(gateway, store, settings)
-            pipeline.cluster(gateway, store, settings)
+            clustering.cluster(gateway, store, settings)
             daemon = pipeline.open_daemon(gateway, store, settings)
             daemon.step()
             iou = truth_iou(table, project.truth)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ls_propagate import logs, pipeline, recovery, service
+from ls_propagate import clustering, logs, pipeline, recovery, service
 from ls_propagate.doctor.examine import examine
 from ls_propagate.models import load_segmenter
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
@@ -142,10 +142,13 @@ def detect(
     skip_unreadable: Annotated[
         bool, typer.Option("--skip-unreadable", help="Leave out images that cannot be read.")
     ] = False,
+    further: Annotated[
+        bool, typer.Option("--further", help="For a further round: look anew where something is open.")
+    ] = False,
 ) -> None:
     """Find masks in the images that no person has annotated."""
     with _connected(config) as (settings, store, gateway), _bars() as bars:
-        table, unreadable = pipeline.detect(gateway, store, settings, skip_unreadable, bars)
+        table, unreadable = pipeline.detect(gateway, store, settings, skip_unreadable, bars, further)
     for error in unreadable:
         errors.print(f"left out: {error}", markup=False)
     console.print(f"{len(table)} masks in {len(table.images)} images.")
@@ -155,8 +158,11 @@ def detect(
 def cluster(config: Config = None) -> None:
     """Cluster the masks of each category, and give Label Studio the predictions with their clusters."""
     with _connected(config) as (settings, store, gateway), _bars() as bars:
-        trees, pushed = pipeline.cluster(gateway, store, settings, bars)
+        trees, pushed = clustering.cluster(gateway, store, settings, bars)
+        waits = store.fact("following") is not None
     console.print(f"{len(trees)} cluster trees; predictions of {pushed} images pushed now.")
+    if waits:
+        console.print("The next round begins with the daemon, once no page waits for its answers.")
 
 
 @app.command()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import hashlib
 import json
 import logging
 import uuid
@@ -36,20 +35,20 @@ from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
 from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
 from propagation.events import CampaignStarted, Certified, Commanded, Decided, Event
-from propagation.features import default_weights
 from propagation.gold import Checks, GoldPool, read_gold, write_gold
 from propagation.masks import MaskTable, read_table, write_table
 from propagation.progress import History
+from propagation.rounds import closed_images
 from propagation.strategies import Strategy
 from propagation.summary import statement
-from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
+from propagation.tree import ClusterTree, read_trees
 from sync.board import Place
 from sync.daemon import Daemon
 from sync.examples import make_examples
 from sync.overview import Overview
 from sync.pages import VerifyProjects
 from sync.sample import Sample, draw_sample, post_sample, report
-from sync.source import Source, annotated, pool, push_predictions
+from sync.source import Source, annotated, pool
 from sync.store import SourceTask, Store
 
 log = logging.getLogger(__name__)
@@ -87,15 +86,19 @@ def open_store(settings: Settings) -> Iterator[Store]:
         store.close()
 
 
+class Busy(StoreError):
+    """What is wanted has to wait: a daemon runs, or a page is out."""
+
+
 @contextmanager
 def writing(store: Store) -> Iterator[None]:
-    """Hold the store's lock for a while. Raises StoreError where a daemon has it."""
+    """Hold the store's lock for a while. Raises Busy where a daemon has it."""
     lock = store.lock()
     if lock.held():
         yield
         return
     if not lock.acquire():
-        raise StoreError(f"a daemon runs on the store {store.url}; stop it, then run this again")
+        raise Busy(f"a daemon runs on the store {store.url}; stop it, then run this again")
     try:
         yield
     finally:
@@ -221,18 +224,25 @@ def detect(
     settings: Settings,
     skip_unreadable: bool = False,
     progress: Progress = silent,
+    further: bool = False,
 ) -> tuple[MaskTable, list[ImageError]]:
     """Find the masks of the pool's images and store them as a mask table.
 
-    Once a campaign has begun, its table stays. Raises what the segmenter, the images and the labeling
-    config raise; nothing is stored then.
+    Once a campaign has begun, its table stays. further: for its next round, then, look with the model as it is now
+    at the images in which something is open; ``cluster`` makes the round of it. Raises what the segmenter, the
+    images and the labeling config raise, and StoreError for a further round of nothing; nothing is stored then.
     """
     connection = connection_of(store)
-    if store.begun():
-        return load_table(store, settings), []
+    if further != store.begun():
+        if not further:
+            return load_table(store, settings), []
+        raise StoreError("no campaign has begun, so there is no further round; run: ls-propagate detect")
+    closed = closed_images(open_campaign(store, settings)) if further else set()
     segmenter, version = load_segmenter(settings)
     labeling = labeling_of(gateway, connection, settings, segmenter.categories)
-    tasks = pool(gateway, connection.project, labeling.field)
+    tasks = [task for task in pool(gateway, connection.project, labeling.field) if task.image not in closed]
+    if not tasks and further:
+        raise StoreError("in no image of the pool is anything open: there is nothing to begin a further round for")
     locations = {task.image: task.location for task in tasks}
     if isinstance(segmenter, Precomputed):
         _check_entries(segmenter, list(locations), settings)
@@ -246,6 +256,9 @@ def detect(
     artefact = write_artefact(
         settings.artefacts, "masks", {"model": version}, [], lambda folder: write_table(table, folder)
     )
+    if further:
+        store.remember(found=artefact.folder.name)
+        return table, unreadable
     gold = _detect_gold(gateway, connection, settings, labeling, segmenter, table, artefact.fingerprint)
     store.set_source_tasks(tasks)
     store.remember(table=artefact.folder.name, gold=gold.folder.name if gold else None)
@@ -349,89 +362,27 @@ def _check_entries(segmenter: Precomputed, keys: Sequence[str], settings: Settin
     log.warning("%s; they get no masks", said)
 
 
-def _artefact(store: Store, settings: Settings, fact: str, kind: str) -> Artefact:
+def artefact_of(store: Store, settings: Settings, fact: str, kind: str) -> Artefact:
     folder = store.fact(fact)
     if folder is None:
-        missing = {"table": "detect", "trees": "cluster"}[fact]
+        missing = {"table": "detect", "trees": "cluster", "found": "detect --further"}[fact]
         raise StoreError(f"no {fact} yet; run: ls-propagate {missing}")
     return read_artefact(settings.artefacts / folder, kind)
 
 
 def load_table(store: Store, settings: Settings) -> MaskTable:
     """The mask table that ``detect`` stored. Raises StoreError before it was run."""
-    return read_table(_artefact(store, settings, "table", "masks").folder)
+    return read_table(artefact_of(store, settings, "table", "masks").folder)
 
 
-def cluster(
-    gateway: Gateway, store: Store, settings: Settings, progress: Progress = silent
-) -> tuple[list[ClusterTree], int]:
-    """Cluster the masks of each category, begin the campaign, and push the predictions.
-
-    Once a campaign has begun, its trees stay. The trees, and how many predictions were pushed now.
-    """
-    connection = connection_of(store)
-    table = load_table(store, settings)
-    labeling = labeling_of(gateway, connection, settings, table.categories)
-    strategy = settings.strategy
-    if not store.begun():
-        known = load_gold(store, settings)
-        if known is None and getattr(strategy, "rates", "known") == "gold":
-            raise SettingsError(
-                'strategy.rates is "gold", but there is none: annotate some images in the project, set gold_share '
-                "above 0 and detect again, or give the annotators' rates as strategy.miss and strategy.false_alarm"
-            )
-        parent = _artefact(store, settings, "table", "masks")
-        trees = []
-        bar = progress("cluster", len(table.categories))
-        weights = settings.tree.weights or default_weights(table)
-        for place in range(len(table.categories)):
-            tree = build_tree(table, place, weights, settings.tree.linkage, exact_below=settings.tree.exact_below)
-            trees.extend([tree] if tree else [])
-            bar(1)
-        made = write_artefact(
-            settings.artefacts,
-            "trees",
-            {**settings.tree.model_dump(), "weights": weights},
-            [parent.fingerprint],
-            lambda folder: write_trees(trees, folder),
-        )
-        with writing(store):
-            store.append([started_by(connection, strategy, made, known)], trees=made.folder.name)
-    trees = load_trees(store, settings)
-    tasks = store.source_tasks()
-    source = Source(connection.project, labeling, gateway.user().id)
-    pushed = push_predictions(
-        gateway,
-        source,
-        tasks,
-        table,
-        trees,
-        _predicted(store, settings),
-        strategy.least_size,
-        progress("predictions", len(tasks)),
-    )
-    show(gateway, store, settings)
-    return trees, pushed
-
-
-def started_by(
-    connection: Connection, strategy: Strategy, trees: Artefact, known: KnownMasks | None
-) -> CampaignStarted:
-    """The first event of a campaign; its name follows from what it is about."""
-    chosen = asdict(strategy)  # type: ignore[call-overload]
-    identity = json.dumps([connection.server, connection.project, trees.fingerprint, chosen], sort_keys=True)
-    name = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    return CampaignStarted(name, chosen, trees.parents[0], trees.fingerprint, known.fingerprint if known else "")
-
-
-def _predicted(store: Store, settings: Settings) -> str:
+def predicted(store: Store, settings: Settings) -> str:
     """The version of the predictions that show all masks with their clusters."""
-    return f"propagate-{_artefact(store, settings, 'trees', 'trees').fingerprint[:12]}"
+    return f"propagate-{artefact_of(store, settings, 'trees', 'trees').fingerprint[:12]}"
 
 
 def open_overview(gateway: Gateway, store: Store, settings: Settings) -> Overview:
     """What people see of the campaign in its source project. Raises StoreError before ``cluster`` was run."""
-    known, version = connection_of(store), _predicted(store, settings)
+    known, version = connection_of(store), predicted(store, settings)
     field = labeling_of(gateway, known, settings, ()).field
     return Overview(gateway, store, known.project, known.crops, field, version, settings.terms)
 
@@ -444,7 +395,7 @@ def show(gateway: Gateway, store: Store, settings: Settings) -> None:
 
 def load_trees(store: Store, settings: Settings) -> list[ClusterTree]:
     """The trees that ``cluster`` stored. Raises StoreError before it was run."""
-    return read_trees(_artefact(store, settings, "trees", "trees").folder)
+    return read_trees(artefact_of(store, settings, "trees", "trees").folder)
 
 
 def open_campaign(store: Store, settings: Settings) -> Campaign:

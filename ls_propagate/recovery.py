@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 
-from ls_propagate.pipeline import KnownMasks, connect, labeling_of, read_known, started_by, writing
+from ls_propagate.clustering import started_by
+from ls_propagate.pipeline import KnownMasks, connect, labeling_of, read_known, writing
 from ls_propagate.settings import Settings
 from plugin.label_studio.gateway import Gateway
 from propagation.artefacts import Artefact, read_artefact

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from ls_propagate.pipeline import connection_of, open_daemon, open_overview, place_of
+from ls_propagate.clustering import begin_round, push
+from ls_propagate.pipeline import Busy, connection_of, open_daemon, open_overview, place_of
 from ls_propagate.settings import Settings
 from plugin import web
 from plugin.label_studio.gateway import Gateway
@@ -103,7 +104,10 @@ def run(
             show()
             daemon.alive = alive
             daemon.run(stop, settings.poll_seconds, passed, until_finished, wake, monitor.failed)
-            return daemon.campaign
+            if stop.is_set() or not daemon.followed():
+                return daemon.campaign
+            _begin_round(gateway, store, settings)
+            continue
         except StoreError as error:
             if not begun:
                 raise
@@ -114,6 +118,16 @@ def run(
             board.close()
         stop.wait(RETRY_SECONDS)
     return None
+
+
+def _begin_round(gateway: Gateway, store: Store, settings: Settings) -> None:
+    try:
+        begin_round(gateway, store, settings)
+    except Busy as error:
+        log.warning("the next round has not begun: %s", error)
+    else:
+        push(gateway, store, settings)
+        log.info("a further round has begun")
 
 
 def command(

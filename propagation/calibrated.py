@@ -30,6 +30,7 @@ from propagation.events import (
     PageReopened,
     PageReturned,
     ProposalPutOff,
+    RoundStarted,
 )
 from propagation.posterior import Columns, Posterior, covariates, fit
 from propagation.strategies import Choice, Claim, Draw, require
@@ -70,7 +71,7 @@ class CalibratedStrategy:
     rates: whether the annotators' error rates are known, or learned from gold questions.
     miss, false_alarm: the known rates of answering yes on a wrong mask, and no on a right one.
     pages_a_round: pages asked before their answers are awaited, at most.
-    budget: questions in all; None for no end but worth.
+    budget: questions of a round; None for no end but worth.
     page_size: questions a page.
     seed: of the draws.
     """
@@ -193,13 +194,15 @@ class CalibratedSearch:
         self._alpha = 1 - strategy.confidence
         table = campaign.table
         self._asked = 0
-        self._masks = int(table.best.sum())
+        self._masks: int | None = None  # of this round
         self._columns: tuple[Columns, int] | None = None
         self._learning: NDArray[np.int32] | None = None
         self._attempt: dict[int, Attempt] = {}
         self._left = False  # the latest event was of an image that left; of many in a row, the last one is weighed
         self._posterior: tuple[int, Posterior] | None = None
-        names = [tree.category for tree in campaign.trees] if strategy.scope == "category" else [""]
+        names = [""]
+        if strategy.scope == "category":
+            names = list(dict.fromkeys(tree.category for tree in campaign.trees))
         self._measured = self._enough = False
         self._scopes = {name: Scope(name, self._alpha / max(len(names), 1)) for name in names}
         if strategy.rates == "gold":
@@ -216,6 +219,8 @@ class CalibratedSearch:
         match event:
             case CampaignStarted(gold=gold) if gold and not self._measured:
                 self._measure()
+            case RoundStarted():
+                self._begin()
             case PageIssued():
                 rows = self._campaign.pages[event.page].rows
                 self._asked += len(rows) if event.attempt == 1 else 0
@@ -264,6 +269,14 @@ class CalibratedSearch:
         for attempt in self._attempt.values():
             attempt.certificate.evidence(self._rates(attempt))
 
+    def _begin(self) -> None:
+        """Learn anew what the new model's masks are worth; of the error, what is left may be spent."""
+        self._asked, self._masks, self._learning, self._posterior = 0, None, None, None
+        for scope in self._scopes.values():
+            scope.tries = scope.idle_until = 0
+            if scope.open is not None:
+                scope.open.open = False
+
     def _measure(self) -> None:
         """Learn the annotators' rates from gold: a part of the error is theirs."""
         self._measured = True
@@ -290,7 +303,7 @@ class CalibratedSearch:
     def _opened(self, event: CertificateOpened) -> None:
         scope = self._scopes[event.scope]
         certificate = Certificate(
-            unpack(event.levels),
+            self._levels(event),
             self._campaign.verdict != -1,
             np.array(event.expected),
             self._rule.target,
@@ -315,9 +328,15 @@ class CalibratedSearch:
         )
         scope.attempts = [*standing, opened]
         self._attempt[event.certificate] = scope.attempts[-1]
+        now = {place: tree for place, tree in self._campaign.trees_now if event.scope in ("", tree.category)}
         for key in [key for key, state in self._campaign.state.items() if state != "accepted"]:
-            if event.scope in ("", self._campaign.trees[key[0]].category):
+            if key[0] in now:
                 del self._campaign.state[key]
+
+    def _levels(self, event: CertificateOpened) -> NDArray[np.uint16]:
+        """The set that each mask enters at; none of those that were found later."""
+        levels = unpack(event.levels)
+        return np.pad(levels, (0, len(self._campaign.table) - len(levels)))
 
     @property
     def _perfect(self) -> bool:
@@ -391,6 +410,8 @@ class CalibratedSearch:
         learn = self._rule.learn_most
         if budget is not None:
             learn = min(learn, int(np.ceil(self._rule.learn * budget)))
+        if self._masks is None:
+            self._masks = len(self._to_learn_from())
         learn = min(learn, int(np.ceil(self._rule.learn * self._masks)))
         if self._asked < learn:
             yield from self._to_learn(int(min(learn - self._asked, left)))
@@ -414,9 +435,7 @@ class CalibratedSearch:
             pages = int(np.clip(need / (3 * self._rule.page_size), 1, self._rule.pages_a_round))
             rows = attempt.certificate.draw(level, int(min(pages * self._rule.page_size, left)))
             yield from self._as_draws(rows)
-        elif (
-            not any(scope.attempts for scope in self._scopes.values()) and self._asked < 2 * self._rule.learn_most
-        ):
+        elif not any(scope.tries for scope in self._scopes.values()) and self._asked < 2 * self._rule.learn_most:
             yield from self._to_learn(int(min(LEARN_MORE, left)))
         elif any(self._known(scope) >= scope.idle_until for scope in self._scopes.values()):
             # an attempt was closed just now; another may be worth it
@@ -425,7 +444,7 @@ class CalibratedSearch:
     def _as_draws(self, rows: NDArray[np.int64]) -> Iterator[Draw]:
         """Questions with the clusters that are decided on."""
         for place, tree in enumerate(self._campaign.trees):
-            here = rows[self._campaign.table.category[rows] == self._category[tree.category]]
+            here = rows[self._campaign.place[rows] == place]
             if len(here):
                 nodes = np.full(len(here), tree.root)
                 leaf = self._campaign.leaf[here]
@@ -446,17 +465,26 @@ class CalibratedSearch:
         """Random masks: half of them whatever they are, half spread over the categories."""
         table, campaign = self._campaign.table, self._campaign
         if self._learning is None:
-            masks = np.flatnonzero(table.best)
+            masks = self._to_learn_from()
             sizes = np.bincount(table.category[masks], minlength=len(table.categories))
             spread = np.sqrt(sizes) / np.maximum(sizes, 1) / max(np.sqrt(sizes).sum(), 1)
             weight = (1 / max(len(masks), 1) + spread)[table.category[masks]]
-            raw = np.random.PCG64(np.random.SeedSequence((self._rule.seed,))).random_raw(len(masks))
+            raw = np.random.PCG64(np.random.SeedSequence(self._entropy())).random_raw(len(masks))
             # the smallest of exponential times is drawn in proportion to its rate
             times = -np.log((raw.astype(np.float64) + 1) / 2.0**64) / weight
             self._learning = masks[np.argsort(times, kind="stable")].astype(np.int32)
         free = (campaign.verdict[self._learning] == -1) & ~campaign.taken[table.image[self._learning]]
         free &= campaign.commands.ruled[self._learning] == 0
         yield from self._as_draws(self._learning[np.flatnonzero(free)[:count]].astype(np.int64))
+
+    def _to_learn_from(self) -> NDArray[np.int64]:
+        """The masks of this round."""
+        now = [place for place, _ in self._campaign.trees_now]
+        return np.flatnonzero(self._campaign.table.best & np.isin(self._campaign.place, now))
+
+    def _entropy(self) -> tuple[int, ...]:
+        """Of the order in which masks are learned from."""
+        return (self._rule.seed,) if self._campaign.round == 1 else (self._rule.seed, self._campaign.round)
 
     def _draw_more(self, key: tuple[int, int]) -> NDArray[np.int64]:
         """A cluster's masks that can be asked, in random order."""
@@ -597,7 +625,7 @@ class CalibratedSearch:
         Where no likely one was asked, all that were asked tell.
         """
         table, verdict = self._campaign.table, self._campaign.verdict
-        asked = verdict != -1
+        asked = (verdict != -1) & table.best
         likely = asked & (right >= self._rule.target - 0.15)
         none = np.bincount(table.category[likely], minlength=len(table.categories)) == 0
         tells = np.where(none[table.category], asked, likely)
@@ -608,7 +636,7 @@ class CalibratedSearch:
     def _decide_clusters(self, scope: Scope, levels: NDArray[np.uint16]) -> Iterator[Decided]:
         """Propose the clusters that have proposed masks, reject those with hardly a right one."""
         right = self._learned()
-        for place, tree in enumerate(self._campaign.trees):
+        for place, tree in self._campaign.trees_now:
             if scope.category not in ("", tree.category):
                 continue
             proposed = np.concatenate([[0], np.cumsum(levels[tree.rows] > 0)])
@@ -671,7 +699,7 @@ class CalibratedSearch:
             return "all its masks have been asked about, or are on images that a person annotated"
         if (place, node) in campaign.commands.more:
             return "more is asked about it in the next round already; wait for the answers"
-        if self._rule.budget is not None and campaign.questions_asked >= self._rule.budget:
+        if campaign.room == 0:
             return f"the budget of {self._rule.budget} questions is spent; accept or reject it"
         return None
 

@@ -35,6 +35,7 @@ from propagation.events import (
     PagePosted,
     PageReopened,
     PageReturned,
+    RoundStarted,
     Verdict,
     WriteIntended,
 )
@@ -142,7 +143,8 @@ class Campaign:
     the front of the search, by (tree, node). evidence: verdicts and yes among them by which a cluster was
     the latest event changed or took back. team: the annotators; measured: whether their rates are those of the
     gold on the pages. checks: how new pages are checked. leaf: (n,) where a mask stands in the leaf order of its
-    tree. commands: what managers said. search: the strategy at work.
+    tree; place: (n,) that tree, the latest where it was found in several rounds, -1 in none. round: its number.
+    commands: what managers said. search: the strategy at work.
     """
 
     def __init__(
@@ -167,6 +169,8 @@ class Campaign:
         self.team = Team()
         self.measured = False
         self.questions_asked = 0
+        self.round = 1
+        self._asked_before = 0  # this round
         self._draws = GoldDraws(checks)
         self._alone: dict[tuple[str, ...], Asked] = {}  # a second annotator is to be asked these
         self._second: dict[str, PageState] = {}  # and is asked these
@@ -175,13 +179,15 @@ class Campaign:
         self._written = 0
         self._asked: dict[tuple[str, ...], Asked] = {}
         self._waiting: dict[tuple[str, ...], Asked] = {}
-        self._tree_of = {tree.category: place for place, tree in enumerate(trees)}
+        self._tree_of = {tree.name: place for place, tree in enumerate(trees)}
         # a dictionary of a million strings would take ten times the memory
         self._ids = Ids.of(table.ids)
         self._image_of = {image: place for place, image in enumerate(table.images.tolist())}
         self.leaf = np.zeros(len(table), dtype=np.int32)
-        for tree in trees:
+        self.place = np.full(len(table), -1, dtype=np.int16)
+        for place, tree in enumerate(trees):
             self.leaf[tree.rows] = np.arange(len(tree), dtype=np.int32)
+            self.place[tree.rows] = place
         self.commands = Commands(self)
         self.search = strategy.begin(self)
 
@@ -195,6 +201,9 @@ class Campaign:
             case CampaignStarted():
                 self.name = event.campaign
                 self.measured = bool(event.gold)
+            case RoundStarted():
+                self.round = event.round
+                self._asked_before = self.questions_asked
             case PageIssued():
                 self._issue(event)
             case PagePosted():
@@ -226,6 +235,22 @@ class Campaign:
             case HistoryLost():
                 self.whole = False
         self.search.apply(event)
+
+    @property
+    def trees_now(self) -> list[tuple[int, ClusterTree]]:
+        """The trees of this round, each with its place."""
+        return [(place, tree) for place, tree in enumerate(self.trees) if tree.round == self.round]
+
+    @property
+    def budget(self) -> int | None:
+        """The questions in all after which this round ends; None for no end but the strategy's own."""
+        budget = self.strategy.budget
+        return None if budget is None else self._asked_before + budget
+
+    @property
+    def room(self) -> int | None:
+        """The questions left; None for no end."""
+        return None if self.budget is None else max(0, self.budget - self.questions_asked)
 
     def rows_of(self, masks: Sequence[str]) -> NDArray[np.int64]:
         """The rows of masks by their ids. Raises StoreError where one is not in the table."""
@@ -494,7 +519,7 @@ class Campaign:
         They have no verdict, nor a command that makes one needless, and nobody has annotated their images.
         """
         rows = self.rows(place, node)
-        free = (self.verdict[rows] == UNASKED) & (self.commands.ruled[rows] == 0)
+        free = (self.verdict[rows] == UNASKED) & (self.commands.ruled[rows] == 0) & self.table.best[rows]
         return rows[free & ~self.taken[self.table.image[rows]]]
 
     # what comes next
@@ -503,29 +528,28 @@ class Campaign:
         """The decisions that the verdicts call for now. Apply each before taking the next."""
         yield from self.search.decisions()
 
-    def next_round(self) -> Iterator[Choice | PageIssued]:
+    def next_round(self, new: bool = True) -> Iterator[Choice | PageIssued]:
         """What to ask next: decisions made without asking, then pages.
 
         Apply each decision before taking the next event; store the pages of a round together, all or none.
 
         Nothing while a page still waits for its answer; first of all, pages that came back are asked
-        again. The order of answers within a round changes nothing.
+        again. The order of answers within a round changes nothing. Without ``new``, only these are.
         """
         gold = self._draws.ahead()
         again = [page.asked.pages[-1].issued for page in self.waiting_pages if page.returned]
         for earlier in again:
             yield self._new_page(earlier.attempt + 1, earlier.category, earlier.questions, earlier.clusters, gold)
-        if again or self._waiting:
+        if again or self._waiting or not new:
             return
         draws: list[Draw] = []
-        budget = self.strategy.budget
         if len(set(self.team.recent)) > 1:
             for asked in list(self._alone.values()):
                 last = asked.pages[-1].issued
                 yield self._new_page(
                     last.attempt + 1, last.category, last.questions, last.clusters, gold, overlap=True
                 )
-        room = None if budget is None else max(0, budget - self.questions_asked)
+        room = self.room
         if room is not None and self.checks.measures:
             room = round(room * (1 - self.checks.share))
         for step in self.search.draw(room):

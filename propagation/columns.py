@@ -80,6 +80,11 @@ class Runs:
     def __len__(self) -> int:
         return len(self.ends) - 1
 
+    def __add__(self, other: Runs) -> Runs:
+        """These masks, then the others."""
+        ends = np.concatenate([self.ends, other.ends[1:] + self.ends[-1]])
+        return Runs(np.concatenate([self.text, other.text]), ends)
+
     def __getitem__(self, row: int) -> bytes:
         """The runs of one mask. Raises IndexError for a row that is not there."""
         row = range(len(self))[row]

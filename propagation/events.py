@@ -30,6 +30,18 @@ class CampaignStarted:
 
 
 @dataclass(frozen=True)
+class RoundStarted:
+    """A further round begins: a model that was trained anew has found masks beside those that are decided.
+
+    round: its number, from 2; table, trees: fingerprints of the artefacts, which hold those of all rounds.
+    """
+
+    round: int
+    table: str
+    trees: str
+
+
+@dataclass(frozen=True)
 class PageIssued:
     """A page of questions is to be asked.
 
@@ -246,6 +258,7 @@ class MasksWritten:
 
 Event = (
     CampaignStarted
+    | RoundStarted
     | PageIssued
     | PagePosted
     | PageAnswered

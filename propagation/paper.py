@@ -21,6 +21,7 @@ from propagation.events import (
     PageIssued,
     PageReopened,
     PageReturned,
+    RoundStarted,
 )
 from propagation.strategies import Claim, Draw, require
 
@@ -46,7 +47,7 @@ class PaperStrategy:
     clusters_a_round: clusters asked before their answers are awaited.
     queue: whether that is of each category, or of all together.
     whole_clusters: an accepted cluster is written whole, the masks judged wrong too, as published.
-    budget: questions in all; None for no end but the trees'.
+    budget: questions of a round; None for no end but the trees'.
     page_size: questions a page.
     seed: of the draws.
     """
@@ -113,7 +114,13 @@ class PaperSearch:
         # what clusters were before they were split by command; the verdicts in those whose decision was undone
         self._before: dict[Key, tuple[State, NDArray[np.int64] | None]] = {}
         self._undone: dict[Key, tuple[int, int]] = {}
-        for place, tree in enumerate(campaign.trees):
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin a round with the roots of its trees; what is open of the one before is asked about no more."""
+        self._queue.clear()
+        self._undecided.clear()
+        for place, tree in self._campaign.trees_now:
             self._open((place, tree.root), 0)
 
     def _open(self, key: Key, depth: int) -> None:
@@ -140,6 +147,8 @@ class PaperSearch:
     def apply(self, event: Event) -> None:
         """Follow splits; note which clusters a verdict may decide, and which decisions rest on a changed one."""
         match event:
+            case RoundStarted():
+                self._begin()
             case Decided():
                 self._decided(event)
             case Commanded():
@@ -399,7 +408,7 @@ class PaperSearch:
             return "more is being asked about it already; wait for the answers"
         if not len(campaign.free(place, node)):
             return "all its masks have been asked about, or are on images that a person annotated"
-        if self._rule.budget is not None and campaign.questions_asked >= self._rule.budget:
+        if campaign.room == 0:
             return f"the budget of {self._rule.budget} questions is spent; accept, reject or split it"
         return None
 

@@ -145,7 +145,7 @@ def progress(history: History, terms: Terms, now: datetime) -> dict[str, Any]:
         "questions": {
             "answered": total.questions,
             "asked": campaign.questions_asked,
-            "budget": campaign.strategy.budget,
+            "budget": campaign.budget,
             "pages_waiting": len(campaign.waiting_pages),
             "waiting": sum(len(page.shown) for page in campaign.waiting_pages),
             "latest": _iso(max(history.latest.values())) if history.latest else None,
@@ -208,8 +208,7 @@ def _work(history: History, terms: Terms, now: Point) -> dict[str, Any]:
 def _forecast(history: History, terms: Terms, points: Sequence[Point]) -> dict[str, Any]:
     """Where the campaign is likely to be after further questions, and when it has the masks that are wanted."""
     campaign, now = history.campaign, points[-1]
-    budget = campaign.strategy.budget
-    room = None if budget is None else max(0, budget - campaign.questions_asked)
+    room = campaign.room
     steps, basis = campaign.search.outlook(room), "evidence"
     if steps is None:
         steps, basis = _straight_on(campaign, points, room), "pace"

@@ -30,7 +30,7 @@ class ClusterTree:
 
     Nodes 0 … n-1 are single masks, n … 2n-2 the clusters in order of height, the last one the root.
     rows: (n,) rows of the mask table in leaf order; children: (n-1, 2) nodes; heights: (n-1,);
-    start, sizes: (2n-1,) the slice of ``rows`` that a node covers.
+    start, sizes: (2n-1,) the slice of ``rows`` that a node covers. round: in which the masks were found.
     """
 
     category: str
@@ -39,6 +39,12 @@ class ClusterTree:
     heights: NDArray[np.float64]
     start: NDArray[np.int32]
     sizes: NDArray[np.int32]
+    round: int = 1
+
+    @property
+    def name(self) -> str:
+        """What the names of its clusters begin with: the category, and the round from the second on."""
+        return self.category if self.round == 1 else f"{self.category}@{self.round}"
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -247,7 +253,7 @@ def build_tree(
 
 def cluster_name(tree: ClusterTree, node: int) -> str:
     """The name of a cluster in events, regions and pages."""
-    return f"{tree.category}/{node}"
+    return f"{tree.name}/{node}"
 
 
 def home_clusters(tree: ClusterTree, least_size: int) -> NDArray[np.int64]:
@@ -266,7 +272,7 @@ def home_clusters(tree: ClusterTree, least_size: int) -> NDArray[np.int64]:
 
 def write_trees(trees: list[ClusterTree], folder: Path) -> None:
     """Write ``trees.json``, and each array, of all trees in turn, as an ``.npy`` that can be memory-mapped."""
-    sizes = [[tree.category, len(tree)] for tree in trees]
+    sizes = [[tree.category, len(tree), tree.round] for tree in trees]
     (folder / NAMES).write_text(json.dumps(sizes))
     for name in _LENGTHS if trees else ():
         np.save(folder / f"{name}.npy", np.concatenate([getattr(tree, name) for tree in trees]))
@@ -279,11 +285,11 @@ def read_trees(folder: Path) -> list[ClusterTree]:
     sizes = json.loads((folder / NAMES).read_text())
     arrays: dict[str, list[NDArray[Any]]] = {}
     for name, length in _LENGTHS.items() if sizes else ():
-        ends = np.cumsum([length(size) for _, size in sizes])
+        ends = np.cumsum([length(size) for _, size, *_ in sizes])
         arrays[name] = np.split(np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")), ends[:-1])
     return [
-        ClusterTree(category, **{name: parts[place] for name, parts in arrays.items()})
-        for place, (category, _) in enumerate(sizes)
+        ClusterTree(category, **{name: parts[place] for name, parts in arrays.items()}, round=sum(rest) or 1)
+        for place, (category, _, *rest) in enumerate(sizes)
     ]
 
 

@@ -170,7 +170,7 @@ class Daemon:
         wake: threading.Event | None = None,
         failed: Callable[[ServerError], None] = lambda error: None,
     ) -> None:
-        """Pass after pass, ``every`` seconds apart, until told to stop.
+        """Pass after pass, ``every`` seconds apart, until told to stop, or all is done before a further round.
 
         wake: begins the next pass at once; who sets ``stop`` sets it too, to be heard at once. failed: is told
         of each failure that is waited out. A server that stumbles or is away for a while is waited for, once a
@@ -195,7 +195,7 @@ class Daemon:
                 continue
             begun, failures = True, 0
             told(step)
-            if step.finished and until_finished:
+            if step.finished and (until_finished or self.followed()):
                 return
             if not stop.is_set():
                 wake.wait(every)
@@ -210,6 +210,10 @@ class Daemon:
         self._show(step)
         step.accepted = int(self.campaign.accepted().sum())
         return step  # the hints stay for the daemon, which has not seen what webhooks said
+
+    def followed(self) -> bool:
+        """Whether a further round waits for the end of this one: nothing new is asked until it begins."""
+        return self.store.fact("following") is not None
 
     # what people did
 
@@ -324,7 +328,7 @@ class Daemon:
     def _ask(self, step: Step) -> Sequence[Event]:
         """Decide, choose what to ask next, and post it; what was chosen to be asked."""
         step.decisions += len(self._choose(self.campaign.decisions()))
-        chosen = self._choose(self.campaign.next_round())
+        chosen = self._choose(self.campaign.next_round(new=not self.followed()))
         unposted = self.campaign.unposted_pages
         post_pages(
             self.gateway, self.verify, self.campaign.table, unposted, self._locations, self._record, self._gold

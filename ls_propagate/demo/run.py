@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.dataset import Dataset, Objects, read_dataset
 from ls_propagate.demo.scenes import make_scenes
@@ -117,7 +117,7 @@ def _run(
         with clock.step("detect"):
             table, _ = pipeline.detect(gateway, store, settings, progress=progress)
         with clock.step("cluster and push predictions"):
-            pipeline.cluster(gateway, store, settings, progress)
+            clustering.cluster(gateway, store, settings, progress)
         iou = truth_iou(table, project.truth)
         right = dict(zip(table.ids.tolist(), (iou > RIGHT_IOU).tolist(), strict=True))
         known = pipeline.load_gold(store, settings)
@@ -140,7 +140,7 @@ def _run(
         faithful = least_iou(gateway, connection, table)
         with clock.step("run every step again"):
             pipeline.detect(gateway, store, settings)
-            pipeline.cluster(gateway, store, settings)
+            clustering.cluster(gateway, store, settings)
             pipeline.open_daemon(gateway, store, settings).step()
         again = read_back(gateway, connection)
     made = report_of(daemon.campaign, iou, counts, clock.seconds)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.dataset import Dataset, Objects, read_dataset
 from ls_propagate.demo.run import Demo, answered, demo_settings, source_project
@@ -156,7 +156,7 @@ def finished(
     with connecting(label_studio, dataset, tmp_path_factory.mktemp("finished")) as site:
         site.gateway.set_instructions(site.connection.project, RULES)
         pipeline.detect(site.gateway, site.store, site.settings)
-        pipeline.cluster(site.gateway, site.store, site.settings)
+        clustering.cluster(site.gateway, site.store, site.settings)
         daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
         with site.annotator() as annotator:
             answered(daemon, annotator)

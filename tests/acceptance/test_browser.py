@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.browser import log_in, open_browser, open_label_stream
 from plugin.label_studio.pages import KEYMAP
 from propagation.events import PageAnswered, PageIssued, PageReturned
@@ -28,7 +28,7 @@ def wrong(answer: PageAnswered) -> list[int]:
 def test_an_answer_its_change_and_a_skip_reach_the_log(connect: Callable[[str], Any]) -> None:
     site = connect("browser")
     pipeline.detect(site.gateway, site.store, site.settings)
-    pipeline.cluster(site.gateway, site.store, site.settings)
+    clustering.cluster(site.gateway, site.store, site.settings)
     daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
     daemon.step()
     first, second = sorted(daemon.campaign.waiting_pages, key=lambda page: page.task or 0)[:2]

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ls_propagate import pipeline, service
+from ls_propagate import clustering, pipeline, service
 from ls_propagate.demo.run import answered, least_iou, read_back, regions_by_mask
 from ls_propagate.demo.server import new_user
 from propagation.events import Command, Commanded
@@ -26,7 +26,7 @@ SQUARE = [[10.0, 10.0], [40.0, 10.0], [40.0, 40.0], [10.0, 40.0]]
 
 def prepare(site: Site) -> None:
     pipeline.detect(site.gateway, site.store, site.settings)
-    pipeline.cluster(site.gateway, site.store, site.settings)
+    clustering.cluster(site.gateway, site.store, site.settings)
 
 
 def drawn(label: str = "one") -> list[dict[str, Any]]:

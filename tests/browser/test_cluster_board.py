@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import expect
 from pycocotools import mask as coco
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.browser import close_popups, log_in, open_browser
 from ls_propagate.demo.run import labeling_config
 from ls_propagate.demo.server import Server, new_user
@@ -216,7 +216,7 @@ def make_site(server: Server, folder: Path, strategy: dict[str, Any], stack: Exi
     store = stack.enter_context(pipeline.open_store(settings))
     connection = pipeline.connect(gateway, store, str(project))
     pipeline.detect(gateway, store, settings)
-    pipeline.cluster(gateway, store, settings)
+    clustering.cluster(gateway, store, settings)
     return Site(server, settings, gateway, pipeline.open_daemon(gateway, store, settings), connection, page)
 
 

@@ -16,7 +16,7 @@ import PIL.Image
 import pytest
 from pycocotools import mask as coco
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.browser import close_popups, open_browser
 from ls_propagate.demo.browser import log_in as log_in_there
 from ls_propagate.demo.server import Server, log_in
@@ -97,7 +97,7 @@ def begin(server: Server, person: httpx.Client, patch: pytest.MonkeyPatch, folde
     with pipeline.open_store(settings) as store, pipeline.open_gateway(settings) as gateway:
         connection = pipeline.connect(gateway, store, str(project))
         pipeline.detect(gateway, store, settings)
-        pipeline.cluster(gateway, store, settings)
+        clustering.cluster(gateway, store, settings)
     return Campaign(server, person, project, connection.pages)
 
 

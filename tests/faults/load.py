@@ -24,7 +24,7 @@ from pycocotools import mask as coco
 from rich.console import Console
 from rich.table import Table
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.run import labeling_config
 from ls_propagate.demo.server import Server, new_user
@@ -294,7 +294,7 @@ def begin_asking(gateway: Gateway, store: Store, settings: Settings, images: int
         settings.artefacts, "trees", {}, [masks.fingerprint], lambda folder: write_trees([tree], folder)
     )
     store.remember(table=masks.folder.name)
-    store.append([pipeline.started_by(connection, settings.strategy, trees, None)], trees=trees.folder.name)
+    store.append([clustering.started_by(connection, settings.strategy, trees, None)], trees=trees.folder.name)
     return connection
 
 

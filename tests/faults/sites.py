@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.settings import Settings, load_settings
 from propagation.campaign import Campaign
 from propagation.errors import ServerError
@@ -30,7 +30,7 @@ def prepare(site: Any, seed: int = 0) -> Any:
     site.config.write_text(f"write_every = 20\npoll_seconds = 0.1\n{bare}{text}page_size = 5\n")
     settings = load_settings(site.config, label_studio_url=site.server.url, label_studio_api_key=site.server.token)
     pipeline.detect(site.gateway, site.store, settings)
-    pipeline.cluster(site.gateway, site.store, settings)
+    clustering.cluster(site.gateway, site.store, settings)
     return dataclasses.replace(site, settings=settings)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.settings import Settings, load_settings
 from plugin.label_studio.fake import FakeGateway
 from sync.store import Store
@@ -50,7 +50,7 @@ class Office:
         """Connected, detected and clustered."""
         pipeline.connect(self.gateway, self.store, str(self.project))
         pipeline.detect(self.gateway, self.store, self.settings)
-        pipeline.cluster(self.gateway, self.store, self.settings)
+        clustering.cluster(self.gateway, self.store, self.settings)
         return self
 
     def finished(self, wrong: str = "Y") -> Office:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from pycocotools.coco import COCO
 
-from ls_propagate import pipeline
+from ls_propagate import clustering, pipeline
 from ls_propagate.tables import quality_lines, quality_table
 from plugin.label_studio.labeling import read_labeling
 from plugin.label_studio.pages import config_of
@@ -32,7 +32,7 @@ def detect(office, **more):
 
 
 def cluster(office, settings=None):
-    return pipeline.cluster(office.gateway, office.store, settings or office.settings)
+    return clustering.cluster(office.gateway, office.store, settings or office.settings)
 
 
 # connect
