@@ -29,7 +29,7 @@ from ls_propagate.pipeline import (
 )
 from ls_propagate.settings import Settings
 from plugin.label_studio.gateway import Gateway
-from propagation.artefacts import Artefact, read_artefact, write_artefact
+from propagation.artefacts import Artefact, write_artefact
 from propagation.errors import SettingsError
 from propagation.events import CampaignStarted, RoundStarted
 from propagation.features import default_weights
@@ -46,17 +46,17 @@ def cluster(
 ) -> tuple[list[ClusterTree], int]:
     """Cluster the masks of each category, begin the campaign, and push the predictions.
 
-    Once a campaign has begun, its trees stay, until a further detection waits: then it makes the next round of it,
-    which begins as soon as no page waits for an answer. The trees, and how many predictions were pushed now.
+    Once a campaign has begun, its trees stay, but for a further round where masks were found for one. It begins now,
+    or else by the daemon as soon as no page waits for an answer. The trees, and how many predictions were pushed.
     """
     if not store.begun():
         table = load_table(store, settings)
         labeling_of(gateway, connection_of(store), settings, table.categories)
         _begin_campaign(store, settings, table, progress)
     elif store.fact("found"):
-        _make_round(store, settings, progress)
+        store.remember(following=True)
         with suppress(Busy), writing(store):
-            begin_round(gateway, store, settings)
+            begin_round(gateway, store, settings, progress)
     return load_trees(store, settings), push(gateway, store, settings, progress)
 
 
@@ -95,9 +95,14 @@ def _write_trees(
     return write_artefact(settings.artefacts, "trees", told, parents, lambda folder: write_trees(trees, folder))
 
 
-def _make_round(store: Store, settings: Settings, progress: Progress) -> None:
-    """Make the table and the trees of the next round, which wait until it can begin."""
+def begin_round(gateway: Gateway, store: Store, settings: Settings, progress: Progress = silent) -> None:
+    """Begin the round for which masks were found, under the lock. Raises Busy where a page is out.
+
+    The masks that are decided by now stay, those found join them, and their images the source's tasks.
+    """
     campaign = open_campaign(store, settings)
+    if campaign.waiting_pages:
+        raise Busy(f"{len(campaign.waiting_pages)} pages wait for their answers; the next round begins after them")
     before, found = (artefact_of(store, settings, fact, "masks") for fact in ("table", "found"))
     table = join(campaign.table, decided(campaign), read_table(found.folder))
     made = write_artefact(
@@ -113,35 +118,13 @@ def _make_round(store: Store, settings: Settings, progress: Progress) -> None:
     trees = [*campaign.trees, *(replace(tree, round=campaign.round + 1) for tree in grown)]
     parents = [made.fingerprint, artefact_of(store, settings, "trees", "trees").fingerprint]
     written = _write_trees(settings, weights, parents, trees)
-    store.remember(following={"table": made.folder.name, "trees": written.folder.name})
-
-
-def begin_round(gateway: Gateway, store: Store, settings: Settings) -> None:
-    """Begin the round that ``cluster`` has made, under the lock; its images join the source's tasks.
-
-    Nothing happens where none waits. Raises Busy where a page is out, or where masks were accepted that the round
-    doesn't know of: then it has to be made anew.
-    """
-    waits = store.fact("following")
-    if waits is None:
-        return
-    campaign = open_campaign(store, settings)
-    if campaign.waiting_pages:
-        raise Busy(f"{len(campaign.waiting_pages)} pages wait for their answers; the next round begins after them")
-    table = read_artefact(settings.artefacts / waits["table"], "masks")
-    trees = read_artefact(settings.artefacts / waits["trees"], "trees")
-    joined = read_table(table.folder)
-    lost = int((decided(campaign) & ~joined.best[: len(campaign.table)]).sum())
-    if lost:
-        store.remember(following=None)
-        raise Busy(f"{lost} masks were accepted since the next round was made; run: ls-propagate cluster")
     known = connection_of(store)
-    field = labeling_of(gateway, known, settings, joined.categories).field
-    there = set(joined.images.tolist())
+    field = labeling_of(gateway, known, settings, table.categories).field
+    there = set(table.images.tolist())
     tasks = {task.image: task for task in [*pool(gateway, known.project, field), *store.source_tasks()]}
     store.set_source_tasks([task for task in tasks.values() if task.image in there])
-    started = RoundStarted(campaign.round + 1, table.fingerprint, trees.fingerprint)
-    store.append([started], **waits, found=None, following=None)
+    started = RoundStarted(campaign.round + 1, made.fingerprint, written.fingerprint)
+    store.append([started], table=made.folder.name, trees=written.folder.name, found=None, following=None)
 
 
 def push(gateway: Gateway, store: Store, settings: Settings, progress: Progress = silent) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 from ls_propagate.clustering import started_by
@@ -12,7 +13,7 @@ from plugin.label_studio.gateway import Gateway
 from propagation.artefacts import Artefact, read_artefact
 from propagation.campaign import Campaign
 from propagation.errors import StoreError
-from propagation.events import CampaignStarted, from_record
+from propagation.events import CampaignStarted, RoundStarted, from_record
 from propagation.masks import read_table
 from propagation.tree import read_trees
 from sync.rebuild import names_pages, read_back, read_mirror, read_pool, restore_log
@@ -34,13 +35,12 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
         connection = connect(gateway, store, wanted, settings.ask)
         mirror = settings.mirror_file
         if mirror.exists():
-            started = next((from_record(kind, body) for _, kind, body, _ in read_mirror(mirror)), None)
+            log = (from_record(kind, body) for _, kind, body, _ in read_mirror(mirror))
+            started, rounds = next(log, None), [event for event in log if isinstance(event, RoundStarted)]
             if not isinstance(started, CampaignStarted):
                 raise StoreError(f"the mirror {mirror} does not begin with a campaign; move it away to go without")
-            begun = started.trees
-            trees = _found(settings, "trees", lambda made: made.fingerprint == begun)
         else:
-            trees = _found(
+            first = _found(
                 settings,
                 "trees",
                 lambda made: names_pages(
@@ -50,8 +50,11 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
                     _truth(_known(settings, made.parents[0])),
                 ),
             )
-            started = started_by(connection, settings.strategy, trees, _known(settings, trees.parents[0]))
-        folder = _found(settings, "masks", lambda made: made.fingerprint == started.table)
+            started = started_by(connection, settings.strategy, first, _known(settings, first.parents[0]))
+            rounds = list(_rounds_after(settings, first))
+        latest = rounds[-1] if rounds else started
+        trees = _found(settings, "trees", lambda made: made.fingerprint == latest.trees)
+        folder = _found(settings, "masks", lambda made: made.fingerprint == latest.table)
         table = read_table(folder.folder)
         labeling = labeling_of(gateway, connection, settings, table.categories)
         tasks = read_pool(gateway, connection.project, labeling.field, table)
@@ -67,7 +70,9 @@ def rebuild(gateway: Gateway, settings: Settings, wanted: str) -> list[str]:
         def begin() -> Campaign:
             return Campaign(table, read_trees(trees.folder), settings.strategy)
 
-        found = read_back(gateway, source, connection.pages, started, begin, tasks, _truth(known), connection.ask)
+        found = read_back(
+            gateway, source, connection.pages, started, begin, tasks, _truth(known), connection.ask, rounds
+        )
         store.append(found.events)
         return [
             f"From Label Studio: {found.pages} pages, {found.answers} of them answered, and the annotations of "
@@ -80,6 +85,17 @@ def _known(settings: Settings, table: str) -> KnownMasks | None:
     """The gold beside a mask table; None where there is none."""
     made = (read_artefact(folder, "gold") for folder in sorted(settings.artefacts.glob("gold-*")))
     return next((read_known(one) for one in made if table in one.parents), None)
+
+
+def _rounds_after(settings: Settings, trees: Artefact) -> Iterator[RoundStarted]:
+    """The rounds whose trees were made from those; of several made from the same, the latest."""
+    for number in itertools.count(2):
+        made = [read_artefact(folder, "trees") for folder in settings.artefacts.glob("trees-*")]
+        after = [one for one in made if trees.fingerprint in one.parents[1:]]
+        if not after:
+            return
+        trees = max(after, key=lambda one: one.folder.stat().st_mtime)
+        yield RoundStarted(number, trees.parents[0], trees.fingerprint)
 
 
 def _truth(known: KnownMasks | None) -> dict[str, bool]:

@@ -203,6 +203,8 @@ class Campaign:
                 self.measured = bool(event.gold)
             case RoundStarted():
                 self.round = event.round
+                over = ("accepted", "rejected", "split")
+                self.state = {key: state for key, state in self.state.items() if state in over}
                 self._asked_before = self.questions_asked
             case PageIssued():
                 self._issue(event)

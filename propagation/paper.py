@@ -119,7 +119,8 @@ class PaperSearch:
     def _begin(self) -> None:
         """Begin a round with the roots of its trees; what is open of the one before is asked about no more."""
         self._queue.clear()
-        self._undecided.clear()
+        for key in [key for key in self._depth if key not in self._campaign.state]:
+            self._forget(key)
         for place, tree in self._campaign.trees_now:
             self._open((place, tree.root), 0)
 
@@ -272,11 +273,14 @@ class PaperSearch:
             part = self._campaign.trees[place].slice(key[1])
             if where.start <= part.start and part.stop <= where.stop:
                 self._campaign.state.pop(key, None)
-                self._depth.pop(key)
-                self._basis.pop(key, None)
-                self._before.pop(key, None)
-                for some in (self._undecided, self._doubted, self._split, self._again):
-                    some.discard(key)
+                self._forget(key)
+
+    def _forget(self, key: Key) -> None:
+        self._depth.pop(key)
+        self._basis.pop(key, None)
+        self._before.pop(key, None)
+        for some in (self._undecided, self._doubted, self._split, self._again):
+            some.discard(key)
 
     def _review(self) -> Iterator[Decided]:
         """Decide anew where a verdict that a decision rests on has changed; larger clusters first."""

@@ -24,6 +24,7 @@ from propagation.events import (
     MasksWritten,
     PageIssued,
     PagePosted,
+    RoundStarted,
     WriteIntended,
 )
 from propagation.masks import MaskTable
@@ -109,14 +110,15 @@ def read_back(
     tasks: Sequence[SourceTask],
     gold: Mapping[str, bool],
     ask: Ask = "page",
+    rounds: Sequence[RoundStarted] = (),
 ) -> Found:
     """The events that Label Studio's own data tell: pages, answers, and what was written.
 
-    started: the campaign's first event; begin: makes the campaign without any; gold: whether masks of known truth
-    are right. What a page was for and what was decided is told nowhere in Label Studio, where annotators could
-    read it; that the log has lost this is an event of its own.
+    started: the campaign's first event; rounds: those of its further rounds; begin: makes the campaign without
+    any; gold: whether masks of known truth are right. What a page was for and what was decided is told nowhere in
+    Label Studio, where annotators could read it; that the log has lost this is an event of its own.
     """
-    found = Found([started, HistoryLost()])
+    found = Found([started, *rounds, HistoryLost()])
     campaign = begin()
     categories = campaign.table.categories
 

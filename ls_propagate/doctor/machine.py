@@ -18,7 +18,7 @@ from ls_propagate.settings import FILE, PrecomputedSettings, load_settings
 from plugin.web import check_exposure
 from propagation.artefacts import MANIFEST, read_artefact
 from propagation.errors import ArtefactError, PropagateError
-from propagation.events import CampaignStarted, Event, from_record
+from propagation.events import CampaignStarted, Event, RoundStarted, from_record
 
 LITTLE, TOO_LITTLE = 1024 * MEGABYTE, 100 * MEGABYTE
 
@@ -73,8 +73,8 @@ def artefacts(case: Case) -> Found:
             return good("; ".join([*said, f"no {kind} yet, until ls-propagate {command}"]))
         fingerprints[fact] = unchanged(case.settings.artefacts / name, kind)
         said.append(f"{name} is unchanged")
-    begun = next(iter(case.store.stream()), None)
-    if isinstance(begun, CampaignStarted) and {"table": begun.table, "trees": begun.trees} != fingerprints:
+    begun = [event for event in case.store.stream() if isinstance(event, CampaignStarted | RoundStarted)]
+    if begun and {"table": begun[-1].table, "trees": begun[-1].trees} != fingerprints:
         return bad(
             "the campaign began with other artefacts than the store names",
             "restore a backup: ls-propagate restore FILE",
