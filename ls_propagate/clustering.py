@@ -46,8 +46,8 @@ def cluster(
 ) -> tuple[list[ClusterTree], int]:
     """Cluster the masks of each category, begin the campaign, and push the predictions.
 
-    Once a campaign has begun, its trees stay, but for a further round where masks were found for one. It begins now,
-    or else by the daemon as soon as no page waits for an answer. The trees, and how many predictions were pushed.
+    Once a campaign has begun, its trees stay, but for a further round where masks were found for one: it begins now,
+    or by the daemon as soon as no page is out. The trees, and how many predictions were pushed now.
     """
     if not store.begun():
         table = load_table(store, settings)
