@@ -46,7 +46,7 @@ def cluster(
 ) -> tuple[list[ClusterTree], int]:
     """Cluster the masks of each category, begin the campaign, and push the predictions.
 
-    Once a campaign has begun, its trees stay, but for a further round where masks were found for one: it begins now,
+    Once a campaign has begun, its trees stay, but for a round for which masks were found: it begins now,
     or by the daemon as soon as no page is out. The trees, and how many predictions were pushed now.
     """
     if not store.begun():
