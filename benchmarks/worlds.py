@@ -15,7 +15,6 @@ from ls_propagate.simulation import read_masks
 from ml_backend.detect import detect
 from ml_backend.segmenters.seed_set import read_seed_set
 from ml_backend.segmenters.watershed import train
-from plugin.label_studio.images import decode
 from propagation.masks import MaskTable
 from propagation.quality import truth_iou
 
@@ -41,7 +40,7 @@ def digits(seed: int = 0, images: int = 420) -> Masks:
         table, _ = detect(
             train(read_seed_set(folder / "seed")),
             list(files),
-            lambda key: decode(key, files[key].read_bytes()),
+            lambda key: files[key].read_bytes(),
             "watershed",
         )
         return table, truth_iou(table, {key: dataset.pool.objects.get(key, []) for key in files})

@@ -15,9 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,7 +23,7 @@ from ls_propagate import clustering, logs, pipeline, recovery, service
 from ls_propagate.doctor.examine import examine
 from ls_propagate.models import load_segmenter
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
-from ls_propagate.settings import STRATEGIES, Settings, load_settings, secrets_outside
+from ls_propagate.settings import STRATEGIES, Engine, Settings, load_settings, secrets_outside
 from ls_propagate.simulation import ablation as run_ablation
 from ls_propagate.simulation import (
     choose_strategy,
@@ -79,6 +77,10 @@ console = Console(width=WIDTH)
 errors = Console(stderr=True, width=WIDTH)
 
 Config = Annotated[Path | None, typer.Option("--config", help="Settings file; ls-propagate.toml where it exists.")]
+EngineName = Annotated[
+    Engine | None, typer.Option("--engine", help="Where the work is done: in this process, or by Ray's workers.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Of Ray; else a GPU each, or a core.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -95,23 +97,23 @@ def _bars() -> Iterator[pipeline.Progress]:
         yield bar
 
 
-def _settings(config: Path | None) -> Settings:
-    """The settings, and logs as they say."""
-    settings = load_settings(config)
+def _settings(config: Path | None, **given: Any) -> Settings:
+    """The settings, and logs as they say. given: options that win over the settings, but for None."""
+    settings = load_settings(config, **{name: value for name, value in given.items() if value is not None})
     logs.configure(settings.log_format, settings.log_level, settings.secrets)
     return settings
 
 
 @contextmanager
-def _opened(config: Path | None) -> Iterator[tuple[Settings, Store]]:
-    settings = _settings(config)
+def _opened(config: Path | None, **given: Any) -> Iterator[tuple[Settings, Store]]:
+    settings = _settings(config, **given)
     with pipeline.open_store(settings) as store:
         yield settings, store
 
 
 @contextmanager
-def _connected(config: Path | None) -> Iterator[tuple[Settings, Store, LabelStudioGateway]]:
-    with _opened(config) as (settings, store), pipeline.open_gateway(settings) as gateway:
+def _connected(config: Path | None, **given: Any) -> Iterator[tuple[Settings, Store, LabelStudioGateway]]:
+    with _opened(config, **given) as (settings, store), pipeline.open_gateway(settings) as gateway:
         yield settings, store, gateway
 
 
@@ -145,9 +147,11 @@ def detect(
     further: Annotated[
         bool, typer.Option("--further", help="For a further round: look anew where something is open.")
     ] = False,
+    engine: EngineName = None,
+    workers: Workers = None,
 ) -> None:
     """Find masks in the images that no person has annotated."""
-    with _connected(config) as (settings, store, gateway), _bars() as bars:
+    with _connected(config, engine=engine, workers=workers) as (settings, store, gateway), _bars() as bars:
         table, unreadable = pipeline.detect(gateway, store, settings, skip_unreadable, bars, further)
     for error in unreadable:
         errors.print(f"left out: {error}", markup=False)
@@ -155,9 +159,9 @@ def detect(
 
 
 @app.command()
-def cluster(config: Config = None) -> None:
+def cluster(config: Config = None, engine: EngineName = None, workers: Workers = None) -> None:
     """Cluster the masks of each category, and give Label Studio the predictions with their clusters."""
-    with _connected(config) as (settings, store, gateway), _bars() as bars:
+    with _connected(config, engine=engine, workers=workers) as (settings, store, gateway), _bars() as bars:
         trees, pushed = clustering.cluster(gateway, store, settings, bars)
         waits = store.fact("following") is not None
     console.print(f"{len(trees)} cluster trees; predictions of {pushed} images pushed now.")
@@ -230,18 +234,13 @@ def _tell(step: Step) -> None:
 def backend(config: Config = None) -> None:
     """Serve the segmenter as a Label Studio ML backend."""
     from ml_backend.server import create_app
-    from plugin.label_studio.images import decode
 
     settings = _settings(config)
     password = settings.backend_password.get_secret_value() if settings.backend_password else None
     web.check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
     segmenter, version = load_segmenter(settings)
     with pipeline.open_gateway(settings) as gateway:
-
-        def read(location: str) -> NDArray[np.uint8]:
-            return decode(location, gateway.read_file(location))
-
-        made = create_app(segmenter, version, read, settings.labels, password)
+        made = create_app(segmenter, version, gateway.read_file, settings.labels, password)
         served = web.serve(made, settings.backend_host, settings.backend_port, "backend")
         console.print(f"{version} on http://{settings.backend_host}:{served.port}")
         try:
@@ -341,14 +340,13 @@ def quality(
 def export(file: Annotated[Path, typer.Argument(help="COCO file to write.")], config: Config = None) -> None:
     """Write the accepted masks as a COCO dataset."""
     with _opened(config) as (settings, store):
-        made = pipeline.export_coco(pipeline.open_campaign(store, settings), store.source_tasks())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(file.name + ".part")
-    draft.write_text(json.dumps(made))
-    draft.replace(file)
-    console.print(
-        f"{len(made['annotations'])} masks in {len(made['images'])} images: {file}", markup=False, soft_wrap=True
-    )
+        campaign = pipeline.open_campaign(store, settings)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        draft = file.with_name(file.name + ".part")
+        with draft.open("w", encoding="utf-8") as written:
+            masks, images = pipeline.export_coco(campaign, store.source_tasks(), written)
+        draft.replace(file)
+    console.print(f"{masks} masks in {images} images: {file}", markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
+from ls_propagate import engines
 from ls_propagate.pipeline import (
     Busy,
     Connection,
@@ -36,7 +37,7 @@ from propagation.features import default_weights
 from propagation.masks import MaskTable, read_table, write_table
 from propagation.rounds import decided, join
 from propagation.strategies import Strategy
-from propagation.tree import ClusterTree, build_tree, write_trees
+from propagation.tree import ClusterTree, write_trees
 from sync.source import Source, pool, push_predictions
 from sync.store import Store
 
@@ -69,23 +70,12 @@ def _begin_campaign(store: Store, settings: Settings, table: MaskTable, progress
         )
     parent = artefact_of(store, settings, "table", "masks")
     weights = settings.tree.weights or default_weights(table)
-    made = _write_trees(settings, weights, [parent.fingerprint], _grow(table, weights, settings, progress))
+    bar = progress("cluster", len(table.categories))
+    trees = engines.build_trees(settings, table, parent.folder, weights, bar)
+    made = _write_trees(settings, weights, [parent.fingerprint], trees)
     with writing(store):
         started = started_by(connection_of(store), strategy, made, known)
         store.append([started], trees=made.folder.name)
-
-
-def _grow(
-    table: MaskTable, weights: Mapping[str, float], settings: Settings, progress: Progress
-) -> list[ClusterTree]:
-    """A tree for each category that has a mask."""
-    chosen, trees = settings.tree, []
-    bar = progress("cluster", len(table.categories))
-    for place in range(len(table.categories)):
-        tree = build_tree(table, place, weights, chosen.linkage, exact_below=chosen.exact_below)
-        trees.extend([tree] if tree else [])
-        bar(1)
-    return trees
 
 
 def _write_trees(
@@ -114,7 +104,9 @@ def begin_round(gateway: Gateway, store: Store, settings: Settings, progress: Pr
     )
     weights = settings.tree.weights or default_weights(table)
     earlier = np.pad(campaign.accepted(), (0, len(table) - len(campaign.table)))
-    grown = _grow(replace(table, best=table.best & ~earlier), weights, settings, progress)
+    open_ = replace(table, best=table.best & ~earlier)
+    bar = progress("cluster", len(table.categories))
+    grown = engines.build_trees(settings, open_, made.folder, weights, bar)
     trees = [*campaign.trees, *(replace(tree, round=campaign.round + 1) for tree in grown)]
     parents = [made.fingerprint, artefact_of(store, settings, "trees", "trees").fingerprint]
     written = _write_trees(settings, weights, parents, trees)

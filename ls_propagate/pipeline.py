@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ls_propagate import engines
 from ls_propagate.models import load_segmenter
 from ls_propagate.settings import PrecomputedSettings, Settings
-from ml_backend.detect import detect as detect_masks
+from ml_backend.detect import gather
 from ml_backend.gold import make_gold
 from ml_backend.segmenters.base import Image, Segmenter
 from ml_backend.segmenters.precomputed import Precomputed
@@ -247,12 +248,9 @@ def detect(
     if isinstance(segmenter, Precomputed):
         _check_entries(segmenter, list(locations), settings)
 
-    def read(key: str) -> NDArray[np.uint8]:
-        return decode(key, gateway.read_file(locations[key]))
-
-    table, unreadable = detect_masks(
-        segmenter, list(locations), read, version, skip_unreadable, progress("detect", len(tasks))
-    )
+    batches = engines.segment(settings, segmenter, locations, gateway.read_file, skip_unreadable)
+    advance = progress("detect", len(tasks))
+    table, unreadable = gather(list(locations), batches, segmenter.categories, version, skip_unreadable, advance)
     artefact = write_artefact(
         settings.artefacts, "masks", {"model": version}, [], lambda folder: write_table(table, folder)
     )
@@ -554,42 +552,55 @@ def quality(
     return {**told, "address": f"{connection.server}/projects/{project}/data?labeling=1"}
 
 
-def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:
-    """The accepted masks as a COCO dataset, each with the cluster that it was accepted with."""
+def export_coco(campaign: Campaign, tasks: list[SourceTask], file: TextIO) -> tuple[int, int]:
+    """Write the accepted masks as a COCO dataset, each with the cluster that it was accepted with.
+
+    One mask after the other, since all of them as objects are larger than the campaign. How many masks and images
+    were written.
+    """
     table, cluster_of = campaign.table, campaign.deciding_cluster()
-    rows = np.flatnonzero(campaign.accepted()).tolist()
-    sizes = {int(table.image[row]): table.size[row].tolist() for row in range(len(table))}
+    rows = np.flatnonzero(campaign.accepted())
     numbers = {task.image: task.task for task in tasks}
-    keys = table.images.tolist()
-    return {
+    places, first = np.unique(table.image[rows], return_index=True)
+    number_of = {place: numbers[table.images[place].item()] for place in places.tolist()}
+    sizes = table.size[rows[first]].tolist()
+    images = (
+        {"id": number, "file_name": file_name(table.images[place].item()), "height": height, "width": width}
+        for (place, number), (height, width) in zip(number_of.items(), sizes, strict=True)
+    )
+    annotations = (
+        {
+            "id": number,
+            "image_id": number_of[int(table.image[row])],
+            "category_id": int(table.category[row]) + 1,
+            "segmentation": {"size": table.size[row].tolist(), "counts": table.counts[row].decode()},
+            "area": int(table.area[row]),
+            "bbox": table.box[row].tolist(),
+            "iscrowd": 0,
+            "score": float(table.score[row]),
+            "mask_id": str(table.ids[row]),
+            "cluster": cluster_of[row],
+        }
+        for number, row in enumerate(rows.tolist(), 1)
+    )
+    parts: dict[str, Any] = {
         "info": {
             "description": f"campaign {campaign.name}. {statement(campaign)}",
             "claim": campaign.claim,
             "bound": campaign.search.bound(),
         },
-        "images": [
-            {
-                "id": numbers[keys[place]],
-                "file_name": file_name(keys[place]),
-                "height": sizes[place][0],
-                "width": sizes[place][1],
-            }
-            for place in sorted({int(table.image[row]) for row in rows})
-        ],
+        "images": images,
         "categories": [{"id": place, "name": name} for place, name in enumerate(table.categories, 1)],
-        "annotations": [
-            {
-                "id": number,
-                "image_id": numbers[keys[table.image[row]]],
-                "category_id": int(table.category[row]) + 1,
-                "segmentation": {"size": table.size[row].tolist(), "counts": table.counts[row].decode()},
-                "area": int(table.area[row]),
-                "bbox": table.box[row].tolist(),
-                "iscrowd": 0,
-                "score": float(table.score[row]),
-                "mask_id": str(table.ids[row]),
-                "cluster": cluster_of[row],
-            }
-            for number, row in enumerate(rows, 1)
-        ],
+        "annotations": annotations,
     }
+    for before, (name, part) in zip(("{", ", ", ", ", ", "), parts.items(), strict=True):
+        file.write(f'{before}"{name}": ')
+        if isinstance(part, dict):
+            file.write(json.dumps(part))
+            continue
+        file.write("[")
+        for count, entry in enumerate(part):
+            file.write((", " if count else "") + json.dumps(entry))
+        file.write("]")
+    file.write("}")
+    return len(rows), len(places)

@@ -24,6 +24,7 @@ from propagation.strategies import Strategy as AnyStrategy
 from propagation.tree import EXACT_BELOW
 
 FILE = Path("ls-propagate.toml")
+Engine = Literal["local", "ray"]
 SECRETS = ("label_studio_api_key", "backend_password", "daemon_password", "webhook_secret")
 
 
@@ -32,12 +33,16 @@ class _Strict(BaseModel):
 
 
 class PrecomputedSettings(_Strict):
-    """Masks found earlier by any model: COCO results, the COCO file with its images, optional features."""
+    """Masks found earlier by any model: COCO results, the COCO file with its images, optional features.
+
+    read_images: whether each image is read, so that one that is broken, or of another size, is found at once.
+    """
 
     name: Literal["precomputed"] = "precomputed"
     predictions: Path
     images: Path
     features: Path | None = None
+    read_images: bool = True
 
 
 class WatershedSettings(_Strict):
@@ -187,6 +192,8 @@ class Settings(BaseSettings):
     masks_wanted: Annotated[int, Field(ge=1)] | None = None
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    engine: Engine = "local"
+    workers: Annotated[int, Field(ge=1)] | None = None
     backend_host: str = "127.0.0.1"
     backend_port: Annotated[int, Field(ge=0, le=65535)] = 9090
     backend_password: SecretStr | None = None

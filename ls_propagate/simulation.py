@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ls_propagate.pipeline import Progress, silent
 from ls_propagate.settings import STRATEGIES
-from ml_backend.segmenters.precomputed import read_features, read_json
+from ml_backend.segmenters.precomputed import read_features, read_json, read_results
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import UNASKED, YES, Campaign
 from propagation.errors import InputError, MaskError, SettingsError
@@ -96,15 +96,13 @@ def read_masks(
     message names the file and the entry.
     """
     truth = None if ground_truth is None else _read_truth(ground_truth)
-    results = read_json(predictions, MaskError)
-    if not isinstance(results, list):
-        raise MaskError(f"{predictions} is not a list of predictions; export it as COCO results")
-    if not results:
-        raise MaskError(f"{predictions} holds no predictions; lower the model's threshold, or name another file")
-    entries = _Entries(predictions, truth)
-    for row, result in enumerate(results):
+    entries, count = _Entries(predictions, truth), 0
+    for row, result in enumerate(read_results(predictions)):
         entries.read(row, result)
-    deep = None if features is None else read_features(features, len(results), predictions)
+        count = row + 1
+    if not count:
+        raise MaskError(f"{predictions} holds no predictions; lower the model's threshold, or name another file")
+    deep = None if features is None else read_features(features, count, predictions)
     table, iou = entries.as_table(deep)
     if truth is not None:
         iou = truth_iou(table, truth.objects)

@@ -16,7 +16,7 @@ from ml_backend.segmenters.seed_set import Labeled, SeedSet
 from ml_backend.segmenters.watershed import Watershed, train
 from propagation.columns import Runs
 from propagation.errors import InputError
-from propagation.masks import Detections, MaskTable, build_table
+from propagation.masks import NOTHING, Detections, MaskTable, build_table
 from propagation.quality import RIGHT_IOU, truth_iou
 from propagation.rle import Rle, decode
 
@@ -79,11 +79,7 @@ def unseen(segmenter: Segmenter, images: Sequence[Labeled]) -> Sequence[Detectio
             continue
         answers = model.segment([images[place].image for place in here])
         found.update(zip(here.tolist(), answers, strict=True))
-    return [found.get(place, _nothing()) for place in range(len(images))]
-
-
-def _nothing() -> Detections:
-    return Detections([], np.empty(0, np.float32), np.empty(0, np.int64))
+    return [found.get(place, NOTHING) for place in range(len(images))]
 
 
 def _best(found: Detections, key: str, categories: Sequence[str]) -> Detections:

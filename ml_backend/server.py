@@ -6,40 +6,40 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
+from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
 from flask import Flask, Response, jsonify
-from numpy.typing import NDArray
 
-from ml_backend.segmenters.base import Image, Segmenter
+from ml_backend.detect import segment
+from ml_backend.segmenters.base import Segmenter
 from plugin import web
-from plugin.label_studio import images
+from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.regions import regions_of
 from propagation.errors import ImageError, PropagateError, ServerError
-from propagation.masks import Detections, check_detections, mask_id
+from propagation.masks import NOTHING, Detections, check_detections, mask_id
 
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
 LARGEST = 100 * 2**20  # bytes: Label Studio sends all tasks of a project at once, with their annotations
-IMAGES_AT_ONCE = 16
 LONGEST_ERROR, LONGEST_NAME = 2000, 100  # characters
 
 
 def create_app(
     segmenter: Segmenter,
     model_version: str,
-    read: Callable[[str], NDArray[np.uint8]],
+    read: Callable[[str], bytes],
     names: Mapping[str, str],
     password: str | None = None,
 ) -> Flask:
     """The backend's WSGI application.
 
-    read: the (height, width, 3) pixels of a task's image value; names: category to label where they
-    differ. password: what Label Studio must send by basic authentication, as any user; None lets
+    read: the file of a task's image value, called in threads; names: category to label where they differ.
+    password: what Label Studio must send by basic authentication, as any user; None lets
     everyone in.
     """
     app = Flask(__name__, static_folder=None)
@@ -85,31 +85,20 @@ def create_app(
 
 
 def _predictions(
-    locations: Sequence[Any], read: Callable[[str], NDArray[np.uint8]], segmenter: Segmenter, labeling: Labeling
+    locations: Sequence[Any], read: Callable[[str], bytes], segmenter: Segmenter, labeling: Labeling
 ) -> Iterator[Json]:
     """A prediction a task, in order; an empty one where it has no image that can be read."""
-    for batch in _batches(locations, read):
-        readable = [image for image in batch if image is not None]
-        found = iter(segmenter.segment(readable) if readable else [])
-        for image in batch:
-            if image is None:
-                yield {"score": 0.0, "result": []}
-            else:
-                yield _prediction(image.key, next(found), segmenter, labeling)
-
-
-def _batches(locations: Sequence[Any], read: Callable[[str], NDArray[np.uint8]]) -> Iterator[list[Image | None]]:
-    """The images of tasks in order, no more at once than memory takes."""
-    batch: list[Image | None] = []
-    pixels = 0
+    addresses = [location for location in locations if isinstance(location, str) and location]
+    keys = [image_key(address) for address in addresses]
+    address_of = dict(zip(keys, addresses, strict=True))
+    batches = segment(segmenter, keys, lambda key: read(address_of[key]), skip_unreadable=True)
+    found = zip(keys, chain.from_iterable(batches), strict=True)
     for location in locations:
-        image = _read(location, read)
-        batch.append(image)
-        pixels += 0 if image is None else image.pixels.size // 3
-        if len(batch) == IMAGES_AT_ONCE or pixels >= images.LARGEST:
-            yield batch
-            batch, pixels = [], 0
-    yield batch
+        key, item = next(found) if isinstance(location, str) and location else ("", NOTHING)
+        if isinstance(item, ImageError):
+            log.warning("%s", item)
+            item = NOTHING
+        yield _prediction(key, item, segmenter, labeling)
 
 
 def _prediction(key: str, detections: Detections, segmenter: Segmenter, labeling: Labeling) -> Json:
@@ -135,14 +124,3 @@ def _is_request(body: Any) -> TypeGuard[Json]:
         and isinstance(body.get("tasks"), list)
         and all(isinstance(task, dict) and isinstance(task.get("data"), dict | None) for task in body["tasks"])
     )
-
-
-def _read(location: Any, read: Callable[[str], NDArray[np.uint8]]) -> Image | None:
-    """The image of a task, or None where it has none that can be read: the other tasks still get answers."""
-    if not isinstance(location, str) or not location:
-        return None
-    try:
-        return Image(images.image_key(location), read(location))
-    except ImageError as error:
-        log.warning("%s", error)
-        return None

@@ -14,7 +14,8 @@ PropagateError
 │   ├── Refused           the token was not accepted
 │   ├── NotLabelStudio    something else answers there
 │   └── Missing           the thing asked for is not there
-└── StoreError            the daemon's own store
+├── StoreError            the daemon's own store
+└── EngineError           the machines that share the work
 """
 
 
@@ -76,3 +77,7 @@ class Missing(ServerError):
 
 class StoreError(PropagateError):
     """The daemon's store cannot be used."""
+
+
+class EngineError(PropagateError):
+    """The machines that share the work did not do it."""

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from propagation.columns import forget
 from propagation.errors import SettingsError
@@ -168,9 +169,11 @@ def matrix(
     widths = [len(range(blocks[name].shape[1])[:most]) for name in chosen]
     values = np.empty((len(rows), sum(widths)), dtype=np.float32)
     parts = np.split(values, np.cumsum(widths)[:-1], axis=1)
-    for part, (name, weight) in zip(parts, chosen.items(), strict=True):
-        _fill(part, blocks[name], rows, seed, reduce)
-        part *= np.float32(np.sqrt(weight / part.shape[1]))
+    # with another number of threads a sum has another order, and a tree on another machine other clusters
+    with threadpool_limits(1):
+        for part, (name, weight) in zip(parts, chosen.items(), strict=True):
+            _fill(part, blocks[name], rows, seed, reduce)
+            part *= np.float32(np.sqrt(weight / part.shape[1]))
     return values
 
 

@@ -21,6 +21,7 @@ from propagation.errors import MaskError
 from propagation.rle import Rle
 
 COMPETE_IOU = 0.8
+AT_ONCE = 8192  # masks
 NAMES = "names.json"
 EARLIER = "masks.parquet"
 NUMBERS = ("image", "category", "score", "box", "area", "size", "best")
@@ -43,6 +44,9 @@ class Detections:
 
     def __len__(self) -> int:
         return len(self.rles)
+
+
+NOTHING = Detections([], np.empty(0, np.float32), np.empty(0, np.int64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,10 +160,8 @@ def build_table(
     image = np.repeat(np.arange(len(found), dtype=np.int32), [len(d) for d in found])
     category = _joined([d.categories for d in found], np.int32)
     score = _joined([d.scores for d in found], np.float32)
-    ids = np.array(
-        [mask_id(keys[i], categories[c], rle) for i, c, rle in zip(image, category, rles, strict=True)],
-        dtype="U20",
-    )
+    names = (mask_id(keys[i], categories[c], rle) for i, c, rle in zip(image, category, rles, strict=True))
+    ids = np.fromiter((name.encode() for name in names), dtype="S20", count=len(rles))
     by_score = np.lexsort((np.arange(len(ids)), -score))
     rows = np.sort(by_score[np.unique(ids[by_score], return_index=True)[1]])
     features: dict[str, NDArray[np.floating[Any]]] = {}
@@ -167,13 +169,13 @@ def build_table(
         deep = np.concatenate([d.features for d in found if d.features is not None and len(d)])
         features["deep"] = deep[rows].astype(np.float16)
     table = MaskTable(
-        ids=ids[rows],
+        ids=ids[rows].astype(np.str_),
         images=np.array(keys, dtype=np.str_),
         image=image[rows],
         categories=tuple(categories),
         category=category[rows],
         score=score[rows],
-        box=(coco.toBbox(rles) if rles else np.empty((0, 4)))[rows].astype(np.float32),
+        box=_boxes(rles)[rows],
         area=np.array([coco.area(rle) for rle in rles], dtype=np.int32)[rows],
         size=np.array([rle["size"] for rle in rles], dtype=np.int32).reshape(-1, 2)[rows],
         counts=Runs.of(rles[row]["counts"] for row in rows),
@@ -182,6 +184,12 @@ def build_table(
         features=features,
     )
     return replace(table, best=compete(table))
+
+
+def _boxes(rles: Sequence[Rle]) -> NDArray[np.float32]:
+    """(n, 4) x, y, width, height. Some masks at a time: pycocotools unpacks the runs of all that it is given."""
+    parts = [coco.toBbox(rles[begin : begin + AT_ONCE]) for begin in range(0, len(rles), AT_ONCE)]
+    return np.concatenate([np.empty((0, 4), np.float32), *(part.astype(np.float32) for part in parts)])
 
 
 def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:

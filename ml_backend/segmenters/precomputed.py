@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 import re
 import zlib
+from array import array
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TextIO
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
@@ -19,12 +21,15 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from ml_backend.segmenters.base import Image
+from propagation.columns import Runs
 from propagation.errors import InputError, MaskError
 from propagation.masks import Detections
 from propagation.rle import read_segmentation
 
 UPLOAD_PREFIX = re.compile(r"^[0-9a-f]{8}-")
 ROWS_AT_ONCE = 65_536
+TEXT_AT_ONCE = 2**20  # characters
+SPACES = " \t\n\r"
 
 
 @dataclass(frozen=True)
@@ -51,18 +56,19 @@ class Precomputed:
         self._images, categories = _read_coco(images)
         self._names = _Names({key: entry.name for key, entry in self._images.items()}, images)
         self._categories = tuple(name for _, name in categories)
-        results = read_json(predictions, MaskError)
-        if not isinstance(results, list):
-            raise MaskError(f"{predictions} is not a list of predictions; export it as COCO results")
-        self._features = None if features is None else read_features(features, len(results), predictions)
+        self._place = {key: place for place, key in enumerate(self._images)}
         rows_of_categories = {key: row for row, (key, _) in enumerate(categories)}
-        self._size = np.zeros((len(results), 2), np.int32)
-        self._counts = np.empty(len(results), object)
-        self._scores = np.zeros(len(results), np.float32)
-        self._category = np.zeros(len(results), np.int64)
-        self._rows: dict[int, list[int]] = defaultdict(list)
-        for row, result in enumerate(results):
-            self._read_result(row, result, rows_of_categories)
+        columns = _Columns()
+        for row, result in enumerate(read_results(predictions)):
+            self._read_result(row, result, rows_of_categories, columns)
+        self._features = None if features is None else read_features(features, len(columns.score), predictions)
+        self._size = np.array(columns.size, np.int32).reshape(-1, 2)
+        self._counts = Runs(np.frombuffer(columns.text, np.uint8), np.array(columns.ends, np.int64))
+        self._scores = np.array(columns.score, np.float32)
+        self._category = np.array(columns.category, np.int64)
+        image = np.array(columns.image, np.int64)
+        self._order = np.argsort(image, kind="stable")
+        self._ends = np.cumsum(np.bincount(image, minlength=len(self._images)))
 
     @property
     def categories(self) -> Sequence[str]:
@@ -93,17 +99,35 @@ class Precomputed:
         Raises MaskError where a mask is not of the image's size, InputError as ``match`` does.
         """
         matches = self.match(image.key for image in images)
-        return [self._detections(image, match) for image, match in zip(images, matches, strict=True)]
+        return [
+            self._detections(match, image.key, list(image.pixels.shape[:2]))
+            for image, match in zip(images, matches, strict=True)
+        ]
 
-    def _detections(self, image: Image, match: int | None) -> Detections:
-        rows = np.array([] if match is None else self._rows.get(match, []), np.int64)
-        size = list(image.pixels.shape[:2])
-        wrong = rows[(self._size[rows] != size).any(axis=1)]
+    def look_up(self, keys: Sequence[str]) -> Iterator[Detections]:
+        """The predictions of each image, as ``segment`` gives them, at the size that the files tell.
+
+        Raises MaskError where masks of an image differ in size, InputError as ``match`` does.
+        """
+        for key, match in zip(keys, self.match(keys), strict=True):
+            rows = self._rows(match)
+            yield self._detections(match, key, self._size[rows[0]].tolist() if len(rows) else [])
+
+    def _rows(self, match: int | None) -> NDArray[np.int64]:
+        """The predictions of an image of the COCO file."""
+        place = None if match is None else self._place[match]
+        if place is None:
+            return np.empty(0, np.int64)
+        return self._order[self._ends[place - 1] if place else 0 : self._ends[place]]
+
+    def _detections(self, match: int | None, key: str, size: list[int]) -> Detections:
+        rows = self._rows(match)
+        wrong = rows[(self._size[rows] != size).any(axis=1)] if len(rows) else rows
         if len(wrong):
             row = int(wrong[0])
             raise self._error(
                 row,
-                image.key,
+                key,
                 f"the mask is {_by(self._size[row])} pixels, the image {_by(size)}; "
                 "predict at the image's own size, or hand over the images that were predicted on",
             )
@@ -114,7 +138,7 @@ class Precomputed:
             features=None if self._features is None else np.asarray(self._features[rows]),
         )
 
-    def _read_result(self, row: int, result: Any, categories: Mapping[int, int]) -> None:
+    def _read_result(self, row: int, result: Any, categories: Mapping[int, int], columns: _Columns) -> None:
         """Check one prediction and put it into the columns."""
         if not isinstance(result, Mapping):
             raise self._error(row, None, "it is not an object; export the file as COCO results")
@@ -146,15 +170,28 @@ class Precomputed:
             )
         if not coco.area(rle):
             raise self._error(row, entry.name, "the mask is empty; leave this prediction out")
-        self._size[row] = size
-        self._counts[row] = rle["counts"]
-        self._scores[row] = score
-        self._category[row] = categories[category]
-        self._rows[key].append(row)
+        columns.size.extend(size)
+        columns.text.extend(rle["counts"])
+        columns.ends.append(len(columns.text))
+        columns.score.append(score)
+        columns.category.append(categories[category])
+        columns.image.append(self._place[key])
 
     def _error(self, row: int, image: str | None, what: str) -> MaskError:
         of_image = "" if image is None else f" (image {image})"
         return MaskError(f"{self._file}, prediction {row}{of_image}: {what}")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Predictions as they are read, in some bytes a number: where the runs of each end, its image's place."""
+
+    size: array[int] = field(default_factory=lambda: array("i"))
+    text: bytearray = field(default_factory=bytearray)
+    ends: array[int] = field(default_factory=lambda: array("q", [0]))
+    score: array[float] = field(default_factory=lambda: array("f"))
+    category: array[int] = field(default_factory=lambda: array("i"))
+    image: array[int] = field(default_factory=lambda: array("i"))
 
 
 class _Names:
@@ -219,6 +256,81 @@ def read_json(path: Path, error_type: type[InputError]) -> Any:
         raise error_type(f"{path} is missing; check the path") from error
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise error_type(f"{path} cannot be read as JSON ({error}); export it again") from error
+
+
+def read_results(path: Path) -> Iterator[Any]:
+    """The entries of a file of COCO results, one after the other: a list of them would be ten times the file.
+
+    Raises MaskError for a file that cannot be read, is no JSON, or no list.
+    """
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            encoding = json.detect_encoding(file.peek(4)[:4])
+            with io.TextIOWrapper(file, encoding, "surrogatepass") as text:
+                yield from _entries(text)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        if isinstance(read_json(path, MaskError), list):  # which says where it is broken
+            raise MaskError(f"{path} cannot be read as JSON ({error}); export it again") from error
+        raise MaskError(f"{path} is not a list of predictions; export it as COCO results") from error
+
+
+def _entries(file: TextIO) -> Iterator[Any]:
+    """The entries of a JSON list. Raises ValueError where it is none."""
+    text = _Text(file)
+    if text.take() != "[":
+        raise ValueError("no list")
+    after = text.take() if text.peek() == "]" else ","
+    while after == ",":
+        yield text.value()
+        after = text.take()
+    if after != "]":
+        raise ValueError("no comma between two entries")
+    if text.peek():
+        raise ValueError("more than a list")
+
+
+class _Text:
+    """The text of a JSON file, a part of it at a time."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+        self._text, self._at = "", 0
+        self._decode = json.JSONDecoder().raw_decode
+
+    def peek(self) -> str:
+        """The next character that is no space; "" at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in SPACES:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more():
+                return ""
+
+    def take(self) -> str:
+        """The same, and go on behind it."""
+        character = self.peek()
+        self._at += len(character)
+        return character
+
+    def value(self) -> Any:
+        """The next value, which is whole where something comes behind it. Raises ValueError where none is."""
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except ValueError:
+                end = len(self._text)
+            if end < len(self._text):
+                self._at = end
+                return value
+            if not self._more():
+                raise ValueError("cut off, or no JSON")
+
+    def _more(self) -> bool:
+        more = self._file.read(max(TEXT_AT_ONCE, len(self._text)))
+        self._text, self._at = self._text[self._at :] + more, 0
+        return bool(more)
 
 
 def _read_coco(path: Path) -> tuple[dict[int, _Entry], list[tuple[int, str]]]:

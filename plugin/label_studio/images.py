@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -55,10 +56,32 @@ def decode(location: str, content: bytes) -> NDArray[np.uint8]:
     ``FORMATS``, broken, or too large to be one; what it holds cannot make it take more memory than
     ``LARGEST`` pixels do.
     """
+    return Undecoded(location, content).decode()
+
+
+class Undecoded:
+    """An image file of which only the header was read. pixels: how many it has.
+
+    It raises what ``decode`` does, here or when it is decoded.
+    """
+
+    def __init__(self, location: str, content: bytes) -> None:
+        self._location = location
+        with _told(location, content):
+            self._picture = _opened(content)
+        self.pixels: int = math.prod(self._picture.size)
+
+    def decode(self) -> NDArray[np.uint8]:
+        """The pixels, as those of ``decode``."""
+        with _told(self._location):
+            ImageOps.exif_transpose(self._picture, in_place=True)
+            return _rgb(self._picture)
+
+
+@contextmanager
+def _told(location: str, content: bytes = b"-") -> Iterator[None]:
     try:
-        picture = _opened(content)
-        ImageOps.exif_transpose(picture, in_place=True)
-        return _rgb(picture)
+        yield
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
         reason = "the file is empty" if not content else str(error) or type(error).__name__
         raise ImageError(

@@ -32,7 +32,6 @@ import ml_backend.server
 import sync.server
 from ml_backend.segmenters.base import Image
 from plugin.label_studio.fake import FakeGateway
-from plugin.label_studio.images import decode
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import StoreError, Unreachable
@@ -113,10 +112,10 @@ def backend() -> Flask:
     gateway = FakeGateway()
     gateway.files.update({"/good.png": picture(), "/cut.png": picture()[:60], "/text.png": b"<html>"})
 
-    def read(location: str) -> np.ndarray[Any, Any]:
+    def read(location: str) -> bytes:
         if location == "/away.png":
             raise Unreachable("Label Studio does not answer; start it")
-        return decode(location, gateway.read_file(location))
+        return gateway.read_file(location)
 
     return ml_backend.server.create_app(Bright(), "bright-1", read, {}, PASSWORD)
 

@@ -19,7 +19,6 @@ from ls_propagate.demo.server import Server
 from ml_backend.segmenters.base import Image
 from ml_backend.server import create_app
 from plugin.label_studio.gateway import LabelStudioGateway
-from plugin.label_studio.images import decode
 from plugin.label_studio.regions import rle_of
 from propagation.masks import Detections
 
@@ -59,11 +58,7 @@ def picture(left: int) -> bytes:
 @contextmanager
 def serving(gateway: LabelStudioGateway, password: str | None) -> Iterator[str]:
     """The backend on a free port of loopback; its address."""
-
-    def read(location: str) -> np.ndarray[Any, Any]:
-        return decode(location, gateway.read_file(location))
-
-    app = create_app(Bright(), VERSION, read, {}, password)
+    app = create_app(Bright(), VERSION, gateway.read_file, {}, password)
     sockets: dict[Any, Any] = {}
     server = waitress.create_server(app, host="127.0.0.1", port=0, map=sockets)
     thread = threading.Thread(target=server.run)

@@ -272,7 +272,7 @@ def test_images_without_any_mask_make_a_campaign_with_nothing_to_ask(make_office
     office = make_office(masks=0).prepared()
     step = pipeline.open_daemon(office.gateway, office.store, office.settings).step()
     assert step.finished
-    assert pipeline.export_coco(pipeline.open_campaign(office.store, office.settings), [])["annotations"] == []
+    assert exported(office)["annotations"] == []
 
 
 # the campaign
@@ -312,9 +312,20 @@ def test_the_whole_job_leaves_one_annotation_an_image_with_the_right_masks(offic
 # export
 
 
-def load_coco(tmp_path, exported):
+def exported(office):
+    """The export, read again; it says how much is in it."""
+    file = io.StringIO()
+    campaign = pipeline.open_campaign(office.store, office.settings)
+    counts = pipeline.export_coco(campaign, office.store.source_tasks(), file)
+    made = json.loads(file.getvalue())
+    assert file.getvalue() == json.dumps(made)
+    assert counts == (len(made["annotations"]), len(made["images"]))
+    return made
+
+
+def load_coco(tmp_path, made):
     path = tmp_path / "export.json"
-    path.write_text(json.dumps(exported))
+    path.write_text(json.dumps(made))
     with contextlib.redirect_stdout(io.StringIO()):
         return COCO(path)
 
@@ -322,13 +333,13 @@ def load_coco(tmp_path, exported):
 def test_the_export_holds_just_the_accepted_masks(office, tmp_path, recwarn):
     office.prepared().finished()
     campaign = pipeline.open_campaign(office.store, office.settings)
-    exported = pipeline.export_coco(campaign, office.store.source_tasks())
-    loaded = load_coco(tmp_path, exported)
+    dataset = exported(office)
+    loaded = load_coco(tmp_path, dataset)
     made = loaded.loadAnns(loaded.getAnnIds())
     assert {one["mask_id"] for one in made} == set(campaign.table.ids[campaign.accepted()].tolist())
     assert [category["name"] for category in loaded.loadCats(loaded.getCatIds())] == ["x", "Y"]
     assert {one["category_id"] for one in made} == {1}
-    assert sorted(image["file_name"].rsplit("-")[-1] for image in exported["images"]) == ["a.png", "b.png"]
+    assert sorted(image["file_name"].rsplit("-")[-1] for image in dataset["images"]) == ["a.png", "b.png"]
     written = {
         task["id"]: {mask_of(region) for region in task["annotations"][0]["result"]}
         for task in office.gateway.tasks(office.project, ["annotations", "result"])
@@ -345,8 +356,7 @@ def test_the_export_holds_just_the_accepted_masks(office, tmp_path, recwarn):
 
 def test_a_campaign_that_accepted_nothing_exports_an_empty_dataset(office, tmp_path):
     office.prepared()
-    campaign = pipeline.open_campaign(office.store, office.settings)
-    loaded = load_coco(tmp_path, pipeline.export_coco(campaign, office.store.source_tasks()))
+    loaded = load_coco(tmp_path, exported(office))
     assert (loaded.getAnnIds(), loaded.getImgIds()) == ([], [])
 
 

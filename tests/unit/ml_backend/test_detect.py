@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from pycocotools import mask as coco
 
-from ml_backend.detect import IMAGES_AT_ONCE, detect
+from ml_backend.detect import detect
+from ml_backend.reading import IMAGES_AT_ONCE
 from ml_backend.segmenters.base import Image
 from propagation.errors import ImageError, MaskError
 from propagation.masks import Detections
@@ -37,13 +41,19 @@ class Corners:
         return Detections([coco.encode(mask)], np.array([self.score], np.float32), np.array([1]))
 
 
-def read(key: str) -> np.ndarray[Any, Any]:
-    number = int(key.split(".")[0])
-    return np.full((SIDE, SIDE, 3), number % SIDE + 1, np.uint8)
+def read(key: str) -> bytes:
+    return png(int(key.split(".")[0]) % SIDE + 1)
+
+
+@cache
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.full((SIDE, SIDE, 3), level, np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def unreadable(*keys: str) -> Any:
-    def read_some(key: str) -> np.ndarray[Any, Any]:
+    def read_some(key: str) -> bytes:
         if key in keys:
             raise ImageError(f"image {key!r} cannot be read")
         return read(key)
@@ -136,7 +146,7 @@ def test_masks_that_cannot_be_used_are_refused_with_their_image() -> None:
 
 
 def test_an_error_of_another_kind_is_not_taken_for_an_unreadable_image() -> None:
-    def fail(key: str) -> np.ndarray[Any, Any]:
+    def fail(key: str) -> bytes:
         raise OSError("disk on fire")
 
     with pytest.raises(OSError, match="disk on fire"):

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from ml_backend.segmenters import precomputed
 from ml_backend.segmenters.base import Image
-from ml_backend.segmenters.precomputed import Precomputed
+from ml_backend.segmenters.precomputed import Precomputed, read_results
 from propagation.errors import InputError, MaskError
 from propagation.rle import decode
 
@@ -216,7 +217,7 @@ def test_a_broken_prediction_is_refused_by_file_index_and_image(saved, broken, s
         ([prediction(image_id=5)], r"prediction 0: image_id 5 is not in .*coco\.json"),
         ([[]], "prediction 0: it is not an object"),
         ({"annotations": []}, "not a list"),
-        ("[1, 2", "cannot be read as JSON"),
+        (json.dumps([prediction(), prediction()])[:-9], "cannot be read as JSON"),
         ("\x00", "cannot be read as JSON"),
     ],
 )
@@ -276,3 +277,51 @@ def test_a_file_that_is_not_coco_is_refused(saved, tmp_path, content):
     (tmp_path / "coco.json").write_text(content)
     with pytest.raises(InputError, match=r"coco\.json is not a COCO file"):
         Precomputed(tmp_path / "predictions.json", tmp_path / "coco.json")
+
+
+def test_predictions_are_looked_up_without_their_images(saved):
+    predictions = [prediction(), prediction(image_id=2, score=1), prediction(category_id=9)]
+    features = np.arange(6, dtype=np.float16).reshape(3, 2)
+    segmenter = saved(predictions, names=("a.png", "b.png", "c.png"), features=features)
+    keys = ["b.png", "a.png", "c.png", "other.png"]
+    seen = segmenter.segment([image(key) for key in keys])
+    for one, other in zip(segmenter.look_up(keys), seen, strict=True):
+        assert list(one.rles) == list(other.rles)
+        for name in ("scores", "categories", "features"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_masks_of_several_sizes_in_one_image_are_refused_without_it_too(saved):
+    segmenter = saved([prediction(), prediction(segmentation=compressed(mask()[:, :-1]))], sizes=False)
+    with pytest.raises(MaskError, match=r"prediction 1 \(image a\.png\): the mask is 6 x 7 pixels"):
+        list(segmenter.look_up(["a.png"]))
+
+
+LISTS = [
+    "[]",
+    " [ ] \n",
+    "[1]",
+    '[ {"a": [1, "]"]} ,\n"ü☃", 12.5e3,null, -7 ]',
+    json.dumps([{"a": "x" * 50}] * 20),
+]
+BROKEN = ["", "[", "[1", "[1,", "[1,]", "[1 2]", "[,1]", "[1]]", "[1] x", '["a', "[1;2]", "nul"]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 7, 2**20])
+@pytest.mark.parametrize("text", LISTS)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_results_are_read_a_part_at_a_time(tmp_path, monkeypatch, text, at_once, encoding):
+    monkeypatch.setattr(precomputed, "TEXT_AT_ONCE", at_once)
+    path = tmp_path / "results.json"
+    path.write_bytes(text.encode(encoding))
+    assert list(read_results(path)) == json.loads(text)
+
+
+@pytest.mark.parametrize("at_once", [1, 2**20])
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_list_that_is_broken_says_where(tmp_path, monkeypatch, text, at_once):
+    monkeypatch.setattr(precomputed, "TEXT_AT_ONCE", at_once)
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(MaskError, match=r"results\.json cannot be read as JSON \(.*char \d+.*export it again"):
+        list(read_results(path))

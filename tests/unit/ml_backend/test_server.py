@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 from flask.testing import FlaskClient
 from pycocotools import mask as coco
 
-from ml_backend import server
+from ml_backend import reading, server
 from ml_backend.segmenters.base import Image
 from ml_backend.server import create_app
-from plugin.label_studio import images
 from plugin.label_studio.regions import mask_of, rle_of
 from propagation.errors import ImageError, Unreachable
 from propagation.masks import Detections, mask_id
@@ -48,12 +50,19 @@ class Bars:
         return Detections(rles, scores, np.zeros(count, np.int64))
 
 
-def read(location: str) -> np.ndarray[Any, Any]:
+def read(location: str) -> bytes:
     levels = {"/black.png": 0, "/grey.png": 100, "/white.png": 200}
     path = location.split("?")[0]
     if path not in levels:
         raise ImageError(f"image {location!r} cannot be read")
-    return np.full((HEIGHT, WIDTH, 3), levels[path], np.uint8)
+    return png(levels[path])
+
+
+@cache
+def png(level: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.full((HEIGHT, WIDTH, 3), level, np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 def backend(password: str | None = None, names: dict[str, str] | None = None) -> FlaskClient:
@@ -286,7 +295,7 @@ def test_only_some_images_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch,
             sizes.append(len(images))
             return super().segment(images)
 
-    monkeypatch.setattr(images, "LARGEST", largest)
+    monkeypatch.setattr(reading, "PIXELS_AT_ONCE", largest)
     photos = ["/grey.png", "/missing.png", "/white.png"] * 20
     app = create_app(Counting(), "bars-1", read, {})
     results = app.test_client().post("/predict", json=request(*photos)).get_json()["results"]
