@@ -1,4 +1,4 @@
-"""detectron2's instance segmentation as a segmenter: Mask R-CNN, Cascade, PointRend, its model zoo's or your own."""
+"""detectron2's instance segmentation as a segmenter: of its model zoo or your own."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def load(
     """
     _import(imports)
     plan = _read_config(config, pick_device(device))
-    heads = getattr(plan.model, "roi_heads", None)
+    heads: Any = getattr(plan.model, "roi_heads", None)
     if not getattr(heads, "mask_on", False):
         raise SettingsError(
-            f"setting segmenter.config: the model of {config} has no mask head; choose one for instance segmentation"
+            f"setting segmenter.config: {config} has no mask head; choose one of instance segmentation"
         )
     _load_weights(plan.model, weights or _zoo_weights(config))
     _limit(heads, least_score, most)
@@ -59,7 +59,7 @@ def load(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What a config says: the model, how images are resized, in which order it takes colours, its classes' names."""
+    """What a config says: the model, how images are resized, the order of its colours, its classes' names."""
 
     model: Any
     resize: Any
@@ -84,15 +84,15 @@ def _read_config(config: str, device: str) -> _Plan:
             path = model_zoo.get_config_file(config)
         except RuntimeError as error:
             raise SettingsError(
-                f"setting segmenter.config: there is no {config}, neither as a file nor in detectron2's model zoo; "
+                f"setting segmenter.config: there is no {config}, neither as a file nor in the model zoo; "
                 'name one, such as "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"'
             ) from error
     try:
         return _lazy(path, device) if path.endswith(".py") else _yaml(path, device)
     except Exception as error:  # whatever the YAML, the registries and the modules that are built raise
         raise SettingsError(
-            f"setting segmenter.config: no model can be built of {config} ({type(error).__name__}: {error}); correct "
-            "it, or name the modules that register its parts as segmenter.imports"
+            f"setting segmenter.config: no model can be built of {config} ({type(error).__name__}: {error}); "
+            "correct it, or name the modules that register its parts as segmenter.imports"
         ) from error
 
 
@@ -127,8 +127,8 @@ def _zoo_weights(config: str) -> str:
         return str(model_zoo.get_checkpoint_url(config))
     except RuntimeError as error:
         raise SettingsError(
-            f"setting segmenter.weights: it is needed, since {config} has none in detectron2's model zoo; name the "
-            "file that training wrote, model_final.pth"
+            f"setting segmenter.weights: it is needed, since {config} has none in the model zoo; name the file "
+            "that training wrote, model_final.pth"
         ) from error
 
 
@@ -141,8 +141,8 @@ def _load_weights(model: Any, weights: str) -> None:
         DetectionCheckpointer(model).load(weights)
     except Exception as error:  # whatever downloads and unpicklers raise
         raise SettingsError(
-            f"setting segmenter.weights: {weights} cannot be loaded ({type(error).__name__}: {error}); correct it, "
-            "or download the file where you can and name it"
+            f"setting segmenter.weights: {weights} cannot be loaded ({type(error).__name__}: {error}); correct "
+            "it, or download the file where you can and name it"
         ) from error
     lacking = [name for name, parameter in model.named_parameters() if not torch.isfinite(parameter).all()]
     if lacking:
@@ -177,7 +177,7 @@ def _pool(heads: Any, features: Features) -> Pool | None:
     if features == "attention" and mask_pooler is not None:
         return lambda maps, boxes: mask_pooler([maps[name] for name in heads.mask_in_features], boxes)
     if features == "attention" and by_points is not None:  # PointRend
-        return by_points  # type: ignore[no-any-return]
+        return lambda maps, boxes: by_points(maps, boxes)
     if hasattr(heads, "res5"):  # C4: box and mask share their features
 
         def shared(maps: Any, boxes: Any) -> Any:
@@ -228,8 +228,8 @@ class _Network:
 def _masks(found: Any) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
     """(n, m, m) the mask of each region, and (n,) its predicted IoU where the model has a head for that.
 
-    Such heads leave ``pred_ious``, (n,) or one for each of k masks as in the paper's code, or ``mask_scores``, the IoU
-    times the class score, as in CenterMask2.
+    Such heads leave ``pred_ious``, (n,) or one for each of k masks as in the paper's code, or ``mask_scores``,
+    the IoU times the class score, as in CenterMask2.
     """
     masks = found.pred_masks.cpu().numpy()
     if found.has("pred_ious"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,8 +67,8 @@ class RoiSegmenter:
         regions = self.network(image.pixels)
         if not (np.isfinite(regions.boxes).all() and np.isfinite(regions.masks).all()):
             raise MaskError(
-                f"image {image.key}: the network's boxes or masks are not numbers; were its weights trained to the "
-                "end, and with this config?"
+                f"image {image.key}: the network's boxes or masks are not numbers; were its weights trained "
+                "to the end, and with this config?"
             )
         places = {name: place for place, name in enumerate(self.categories)}
         categories = np.array([places.get(name or "", -1) for name in self.classes], np.int64)[regions.classes]
@@ -98,10 +98,10 @@ def take(classes: Sequence[str | None], categories: Sequence[str] | None) -> tup
         double = next(name for name in named if named.count(name) > 1)
         raise SettingsError(f"setting segmenter.classes: two classes are named {double!r}; make the names differ")
     unknown = [name for name in categories or () if name not in named]
-    if unknown or categories == ():
+    if unknown:
         raise SettingsError(
-            f"setting segmenter.categories: the model has no class {', '.join(map(repr, unknown)) or 'of no name'}; "
-            f"there are {', '.join(map(repr, named))}"
+            f"setting segmenter.categories: the model has no class {', '.join(map(repr, unknown))}; there are "
+            f"{', '.join(map(repr, named))}"
         )
     return tuple(dict.fromkeys(categories or named))
 
@@ -110,8 +110,8 @@ def check_classes(classes: Sequence[str | None] | None, number: int) -> tuple[st
     """The names of a network's classes. Raises SettingsError where they are unknown, or of another number."""
     if not classes:
         raise SettingsError(
-            f"setting segmenter.classes: the names of the model's {number} classes are not known; list them in the "
-            "order in which it was trained"
+            f"setting segmenter.classes: the names of the model's {number} classes are not known; list them in "
+            "the order in which it was trained"
         )
     if len(classes) != number:
         raise SettingsError(
@@ -122,7 +122,7 @@ def check_classes(classes: Sequence[str | None] | None, number: int) -> tuple[st
 
 
 def pick_device(name: str) -> str:
-    """The device that torch shall use; "auto": a GPU where there is one. Raises SettingsError for one that fails."""
+    """The device that torch shall use; "auto": a GPU where there is one. Raises SettingsError where it fails."""
     import torch
 
     if name == "auto":
@@ -131,7 +131,7 @@ def pick_device(name: str) -> str:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
         first = str(error).splitlines()[0]
-        raise SettingsError(f"setting segmenter.device: {name} cannot be used ({first}); set auto or cpu") from error
+        raise SettingsError(f"setting segmenter.device: no {name} ({first}); set auto or cpu") from error
     return name
 
 
@@ -150,7 +150,7 @@ def paste(mask: NDArray[np.float32], box: NDArray[np.float32], size: Sequence[in
 
 
 def _between(begin: float, end: float, side: int, cells: int) -> tuple[NDArray[np.float32], int]:
-    """(pixels, cells) the weight of each cell for the pixels with a centre between begin and end; the first's place.
+    """(pixels, cells) how much of each cell the pixels between begin and end take, by their centres; and the first.
 
     Outside of the cells is nothing, so that weights of the outermost pixels may sum up to half.
     """
@@ -159,7 +159,7 @@ def _between(begin: float, end: float, side: int, cells: int) -> tuple[NDArray[n
     centres = np.arange(first, max(first, last), dtype=np.float32) + np.float32(0.5)
     at = (centres - np.float32(begin)) / np.float32(max(end - begin, 1e-6)) * cells - np.float32(0.5)
     away = np.abs(at[:, None] - np.arange(cells, dtype=np.float32))
-    return np.clip(1 - away, 0, None), first
+    return np.clip(1 - away, 0, None).astype(np.float32), first
 
 
 def _features(regions: Regions, rows: NDArray[np.int64]) -> NDArray[np.float32] | None:
@@ -176,14 +176,14 @@ def attention(maps: NDArray[np.float32], masks: NDArray[np.float32]) -> NDArray[
     Source: Papadopoulos et al., ICCV 2021, section 3.1, and the authors' code (``features_attention``).
     """
     weighted = _averaged(np.asarray(maps, np.float32)) * _averaged(np.asarray(masks, np.float32))[:, None]
-    return weighted.reshape(len(maps), maps.shape[1] * GRID * GRID) @ _projection(maps.shape[1] * GRID * GRID)
+    width = maps.shape[1] * GRID * GRID
+    return (weighted.reshape(len(maps), width) @ _projection(width)).astype(np.float32)
 
 
 def _averaged(cells: NDArray[np.float32]) -> NDArray[np.float32]:
     """(..., 7, 7) the averages over equal parts of (..., s, s)."""
     shares = _shares(cells.shape[-1])
-    averages: NDArray[np.float32] = shares @ cells @ shares.T
-    return averages
+    return (shares @ cells @ shares.T).astype(np.float32)
 
 
 @cache
@@ -198,5 +198,5 @@ def _shares(side: int) -> NDArray[np.float32]:
 @cache
 def _projection(width: int) -> NDArray[np.float32]:
     """(width, 512) normally distributed, of variance 1 / 512: distances stay about what they were."""
-    drawn: NDArray[Any] = np.random.default_rng(SEED).standard_normal((width, PROJECTED), np.float32)
-    return drawn / np.float32(np.sqrt(PROJECTED))
+    drawn = np.random.default_rng(SEED).standard_normal((width, PROJECTED), np.float32)
+    return (drawn / np.sqrt(PROJECTED)).astype(np.float32)

@@ -33,8 +33,8 @@ def load(
 
     model: a name such as ``maskrcnn_resnet50_fpn``. weights: a name of torchvision's, which are downloaded, or the
     path of a .pth file: a state dict, or a checkpoint with one as ``model``; then classes are their names, without
-    background. categories, least_score, most: see ``RoiSegmenter``; features: of masks, the paper's mask attention,
-    the box head's, or none. Raises SettingsError naming the setting that does not fit.
+    background. categories, least_score, most: see ``RoiSegmenter``; features: of masks, the paper's mask
+    attention, the box head's, or none. Raises SettingsError naming the setting that does not fit.
     """
     chosen = pick_device(device)
     options = {"box_score_thresh": least_score, "box_detections_per_img": most}
@@ -53,10 +53,10 @@ def load(
             )
         try:
             network = get_model(model, weights=known[weights], **options)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise SettingsError(
                 f"setting segmenter.weights: {weights} cannot be downloaded ({error}); download "
-                f"{known[weights].url} where you can, and put it into torch's cache or name the file"
+                f"{known[weights].url} where you can, and name the file, with segmenter.classes"
             ) from error
         told = known[weights].meta["categories"][1:]
         names = check_classes(classes or [None if name in NAMELESS else name for name in told], len(told))
