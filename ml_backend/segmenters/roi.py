@@ -150,9 +150,9 @@ def paste(mask: NDArray[np.float32], box: NDArray[np.float32], size: Sequence[in
 
 
 def _between(begin: float, end: float, side: int, cells: int) -> tuple[NDArray[np.float32], int]:
-    """(pixels, cells) how much of each cell the pixels between begin and end take, by their centres; and the first.
+    """(pixels, cells) how much of each cell the pixels between begin and end take; and the first of them.
 
-    Outside of the cells is nothing, so that weights of the outermost pixels may sum up to half.
+    A pixel is where its centre is. Outside of the cells is nothing, so the outermost may take half a cell only.
     """
     first = max(0, int(np.ceil(begin - 0.5)))
     last = min(side, int(np.floor(end - 0.5)) + 1)
