@@ -31,7 +31,7 @@ soak: $(READY)
 		acceptance/test_load; do LS_PROPAGATE_SOAK=1 $(BIN)/pytest -s tests/$$part.py || exit 1; done
 
 # what detectron2 and torchvision really give, against the record that the tests go by; PYTHON is one that has them,
-# and this project with pytest. LS_PROPAGATE_RECORD=1: write the record anew
+# and this project with pytest. RECORD=1: write the record anew
 detectors:
 	$(PYTHON) -m pytest tests/records/detectors.py
 

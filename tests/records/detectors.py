@@ -1,6 +1,6 @@
 """What detectron2 and torchvision really give, held against tests/data/detectors.json.
 
-Run by hand where both are installed: make detectors. With LS_PROPAGATE_RECORD=1 the file is written anew. The
+Run by hand where both are installed: make detectors. With RECORD=1 the file is written anew. The
 weights are drawn at random, with batch norms fitted to a photograph and outputs scaled to the spread of a trained
 model's, and are read from a file as a trained model's are.
 """
@@ -41,13 +41,14 @@ from ml_backend.segmenters.roi import PROJECTED, Regions, RoiSegmenter, paste
 from propagation.errors import SettingsError
 from propagation.masks import build_table
 
-RECORD = Path(__file__).parents[1] / "data" / "detectors.json"
+FILE = Path(__file__).parents[1] / "data" / "detectors.json"
 PHOTOS = ("skimage/data/astronaut.png", "skimage/data/chelsea.png", "sklearn/datasets/images/china.jpg")
 ZOO = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml"
 OUTPUTS = ("cls_score", "mask_fcn_logits", "predictor", "prediction")
 SPREAD = 3.0  # standard deviation of a trained model's logits, about
-PASTED = 4  # of a photograph
-KEPT = ("mask_rcnn_R_50_FPN", "maskrcnn_resnet50_fpn_v2")  # of whose masks some are kept whole
+MOST = 20  # masks a photograph
+PASTED = 4  # of them kept whole
+KEPT = ("mask_rcnn_R_50_FPN", "maskrcnn_resnet50_fpn_v2")  # by whose masks pasting is held
 SIDE = 320  # pixels, to which photographs are resized for the networks: 800 would take six times as long
 
 
@@ -158,7 +159,7 @@ def detectron(request, tmp_path_factory, photos) -> tuple[str, RoiSegmenter, int
     torch.manual_seed(0)
     config, model = make(folder)
     weights = weights_of(model, photos["astronaut.png"], folder / "model_final.pth")
-    given = {"config": config, "weights": weights, "least_score": 0.2, "device": "cpu"}
+    given = {"config": config, "weights": weights, "least_score": 0.2, "most": MOST, "device": "cpu"}
     loaded = of_detectron2.load(**{**given, **options})
     resize = AugmentationList([ResizeShortestEdge([SIDE, SIDE], 2 * SIDE)])
     return request.param, replace(loaded, network=replace(loaded.network, resize=resize)), number
@@ -173,7 +174,9 @@ def vision(request, tmp_path_factory, photos) -> tuple[str, RoiSegmenter, int]:
     fitted(model, lambda made: made([image]))
     file = tmp_path_factory.mktemp("vision") / "model.pth"
     torch.save(model.state_dict(), file)
-    made = of_torchvision.load(request.param, str(file), classes=("cat", "cup"), least_score=0.2, device="cpu")
+    made = of_torchvision.load(
+        request.param, str(file), classes=("cat", "cup"), least_score=0.2, most=MOST, device="cpu"
+    )
     made.network.model.transform.min_size = (SIDE,)
     return request.param, made, 1
 
@@ -181,7 +184,7 @@ def vision(request, tmp_path_factory, photos) -> tuple[str, RoiSegmenter, int]:
 @pytest.fixture(scope="session")
 def record():
     """The record as it stands. A model's part of it is compared, or written anew."""
-    return json.loads(RECORD.read_text()) if RECORD.is_file() else {"runs": [], "pasted": []}
+    return json.loads(FILE.read_text()) if FILE.is_file() else {"runs": [], "pasted": []}
 
 
 def versions() -> dict[str, str]:
@@ -234,7 +237,7 @@ def check(model, segmenter, number, photos, record, library_paste) -> None:
             ],
         }
         print(json.dumps(run))
-        if os.environ.get("LS_PROPAGATE_RECORD"):
+        if os.environ.get("RECORD"):
             least = sorted(there, key=lambda row: len(theirs[row]["counts"]))[:PASTED]
             write(record, run, [kept(run, rounded, row, theirs[row]) for row in least] if model in KEPT else [])
             continue
@@ -263,7 +266,7 @@ def write(record: dict[str, Any], run: dict[str, Any], pasted: list[dict[str, An
         others = [one for one in record[name] if (one["model"], one["photo"]) != (run["model"], run["photo"])]
         record[name] = [*others, *entries]
     record["versions"] = versions()
-    RECORD.write_text(json.dumps(record, indent=1) + "\n")
+    FILE.write_text(json.dumps(record, indent=1) + "\n")
 
 
 def encoded(masks: Any) -> list[Any]:
