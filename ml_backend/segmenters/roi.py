@@ -28,7 +28,8 @@ class Regions:
     """What a network says of n regions of an image.
 
     boxes: (n, 4) left, top, right, bottom, in pixels of the image. scores: (n,) of the class, in [0, 1].
-    classes: (n,) numbers of classes, from 0. masks: (n, m, m) probability of the object, over the box.
+    classes: (n,) numbers of classes, from 0. masks: (n, m, m) probability of the object, which with ``border``
+    cells of nothing around it is pasted over the box.
     quality: (n,) predicted IoU of the mask, where the network has a head for it.
     features: (n, d). maps: (n, c, s, s) ROI features of the mask head; the attention is made of them.
     """
@@ -37,6 +38,7 @@ class Regions:
     scores: NDArray[np.float32]
     classes: NDArray[np.int64]
     masks: NDArray[np.float32]
+    border: int = 0
     quality: NDArray[np.float32] | None = None
     features: NDArray[np.float32] | None = None
     maps: NDArray[np.float32] | None = None
@@ -77,7 +79,7 @@ class RoiSegmenter:
         taken = np.flatnonzero((categories >= 0) & ~(regions.scores < self.least_score))
         taken = taken[np.argsort(-scores[taken], kind="stable")][: self.most]
         size = image.pixels.shape[:2]
-        rles = [paste(regions.masks[row], regions.boxes[row], size) for row in taken]
+        rles = [paste(np.pad(regions.masks[row], regions.border), regions.boxes[row], size) for row in taken]
         kept = np.array([rle is not None for rle in rles], bool)
         rows = taken[kept]
         return Detections(

@@ -16,6 +16,7 @@ from torchvision.models import get_model, get_model_weights
 from ml_backend.segmenters.roi import Features, Regions, RoiSegmenter, check_classes, pick_device, take
 from propagation.errors import SettingsError
 
+BORDER = 1  # cell, that torchvision puts around a mask before it pastes it
 NAMELESS = ("N/A", "__background__")  # what torchvision calls numbers that COCO has no class for
 
 
@@ -102,11 +103,23 @@ class _Network:
         height, width = pixels.shape[:2]
         scale = np.array([width / wide, height / high] * 2, np.float32)
         told = None if rois is None else rois.cpu().numpy()
+        masks = found["masks"][:, 0].cpu().numpy()
         return Regions(
-            boxes=boxes.cpu().numpy() * scale,
+            boxes=pasted_boxes(boxes.cpu().numpy() * scale, masks.shape[1]),
+            border=BORDER,
             scores=found["scores"].cpu().numpy(),
             classes=found["labels"].cpu().numpy() - 1,
-            masks=found["masks"][:, 0].cpu().numpy(),
+            masks=masks,
             features=told if self.features == "box" else None,
             maps=told if self.features == "attention" else None,
         )
+
+
+def pasted_boxes(boxes: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+    """(n, 4) the whole pixels that torchvision pastes masks of (side, side) cells over, their border with them.
+
+    As in its ``paste_masks_in_image``, of the older convention by which a box's last pixel is within.
+    """
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    reach = (boxes[:, 2:] - boxes[:, :2]) / 2 * np.float32((side + 2 * BORDER) / side)
+    return np.concatenate([np.trunc(middle - reach), np.trunc(middle + reach) + 1], axis=1).astype(np.float32)
