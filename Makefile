@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit tests browser soak screenshots clean
+.PHONY: demo test check audit tests browser soak detectors screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -29,6 +29,11 @@ tests: $(READY) browser
 soak: $(READY)
 	for part in unit/sync/test_machine unit/sync/test_crashes acceptance/test_faults acceptance/test_kills \
 		acceptance/test_load; do LS_PROPAGATE_SOAK=1 $(BIN)/pytest -s tests/$$part.py || exit 1; done
+
+# what detectron2 and torchvision really give, against the record that the tests go by; PYTHON is one that has them,
+# and this project with pytest. RECORD=1: write the record anew
+detectors:
+	$(PYTHON) -m pytest tests/records/detectors.py
 
 # the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
 browser: $(READY)

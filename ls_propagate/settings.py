@@ -55,6 +55,47 @@ class WatershedSettings(_Strict):
     seed: Path
 
 
+class _DetectorSettings(_Strict):
+    """What detectors have in common.
+
+    classes: the names of the model's classes, in its order, where it does not tell them. categories: those of them
+    that are taken; without it, all. least_score: of the class, from which a mask is taken. most: masks an image.
+    features: what masks are clustered by: the paper's mask attention, or the box head's features. device: as torch
+    names it.
+    """
+
+    classes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    categories: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    least_score: Annotated[float, Field(ge=0, le=1)] = 0.5
+    most: Annotated[int, Field(ge=1)] = 100
+    features: Literal["attention", "box", "none"] = "attention"
+    device: str = "auto"
+
+
+class Detectron2Settings(_DetectorSettings):
+    """A model of detectron2, of its model zoo or your own.
+
+    config: a file, or a name of the model zoo. weights: a file or address; without it, the model zoo's.
+    imports: modules that register what the config names.
+    """
+
+    name: Literal["detectron2"] = "detectron2"
+    config: str
+    weights: str | None = None
+    imports: tuple[str, ...] = ()
+
+
+class TorchvisionSettings(_DetectorSettings):
+    """torchvision's Mask R-CNN. weights: torchvision's by their name, or a .pth file; that needs classes."""
+
+    name: Literal["torchvision"] = "torchvision"
+    model: Literal["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"] = "maskrcnn_resnet50_fpn_v2"
+    weights: str = "COCO_V1"
+
+
+AnySegmenter = PrecomputedSettings | WatershedSettings | Detectron2Settings | TorchvisionSettings
+
+
 class TreeSettings(_Strict):
     """How masks are clustered: joining rule, and the weight of each feature block; without weights, 1 each.
 
@@ -169,7 +210,7 @@ class Settings(BaseSettings):
     store: Annotated[SecretStr, AfterValidator(_readable)] | None = None
     mirror: Path | None = None
     image_hosts: tuple[str, ...] = ()
-    segmenter: Annotated[PrecomputedSettings | WatershedSettings, Field(discriminator="name")] | None = None
+    segmenter: Annotated[AnySegmenter, Field(discriminator="name")] | None = None
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
     strategy: Strategy = CalibratedStrategy()

@@ -100,6 +100,25 @@ def decode_window(rle: Rle, left: int, top: int, width: int, height: int) -> NDA
     return inside.reshape((width, high)).T[top : top + height]
 
 
+def encode_window(window: NDArray[np.bool_], left: int, top: int, size: Sequence[int]) -> Rle:
+    """The encoding of a mask that is False outside of a window: what ``decode_window`` reads.
+
+    window: (height, width), at ``left``, ``top`` of an image of ``size``, height and width, and within it.
+    The same bytes as ``pycocotools.mask.encode`` of the whole mask, without the whole mask.
+    """
+    height, width = size
+    framed = np.pad(window.T, ((0, 0), (1, 1))).astype(np.int8)
+    column, row = np.nonzero(np.diff(framed, axis=1))
+    changes = (left + column) * height + top + row
+    # Where a column ends at the bottom and the next begins at the top, the run goes on.
+    goes_on = np.flatnonzero(changes[1:-1:2] == changes[2::2])
+    changes = np.delete(changes, np.concatenate([2 * goes_on + 1, 2 * goes_on + 2]))
+    runs = np.diff(changes, prepend=0, append=height * width)
+    plain = {"size": [height, width], "counts": runs[: len(runs) - (runs[-1] == 0)].tolist()}
+    rle: Rle = coco.frPyObjects(plain, height, width)
+    return rle
+
+
 def read_segmentation(segmentation: Any, height: int | None, width: int | None) -> Rle:
     """The mask of a COCO entry, whichever of COCO's ways it is written in, checked.
 

@@ -22,7 +22,7 @@ from ml_backend.segmenters.base import Image
 from ml_backend.segmenters.seed_set import Labeled, SeedSet
 from propagation.errors import InputError
 from propagation.masks import Detections
-from propagation.rle import Rle, decode
+from propagation.rle import Rle, decode, encode_window
 
 BACKGROUND = -1
 CROP = 12  # pixels, the side to which a mask and its grey crop are brought
@@ -172,13 +172,10 @@ def _regions(image: Image, cut: Cut) -> tuple[list[Rle], NDArray[np.float32]]:
     """The masks that an image is cut into, and (n, 298) their features."""
     grey = _grey(image.pixels, cut.bright)
     numbers = _partition(grey, cut)
-    canvas = np.zeros((*numbers.shape, 1), np.uint8, order="F")
     rles, features = [], []
     for number, window in enumerate(ndimage.find_objects(numbers), start=1):
         mask = numbers[window] == number
-        canvas[window][..., 0] = mask
-        rles.append(coco.encode(canvas)[0])
-        canvas[window] = 0
+        rles.append(encode_window(mask, window[1].start, window[0].start, numbers.shape))
         features.append(_features(grey, mask, window))
     return rles, np.array(features, np.float32).reshape(-1, FEATURES)
 

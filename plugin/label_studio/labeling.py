@@ -70,7 +70,8 @@ def read_labeling(
         raise ConfigError(
             f"project {project!r}: no label for the predicted {'categories' if lacking[1:] else 'category'} "
             f"{', '.join(map(repr, lacking))}; its labels are {', '.join(map(repr, sorted(labels)))}. Add the "
-            "labels, or name the ones to use in the settings under [labels]"
+            "labels, name the ones to use in the settings under [labels], or have a detector take fewer: "
+            "segmenter.categories"
         )
     return labeling
 

@@ -179,6 +179,7 @@ def with_bad_mask(detections, box, **changes):
         ({"categories": [0, 1]}, "mask 1 of 2: its category"),
         ({"categories": [-1, 0]}, "mask 0 of 2: its category"),
         ({"features": [[1.0], [np.nan]]}, "mask 1 of 2: its features"),
+        ({"features": [[1.0], [7e4]]}, "mask 1 of 2: its features"),
         ({"features": [[1.0]]}, "2 masks, but 1 rows of features"),
         ({"scores": [0.5]}, "2 masks, but 1 scores"),
         ({"categories": [0, 0, 0]}, "3 categories"),

@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
 
 from propagation.errors import MaskError
-from propagation.rle import check_rle, decode, run_lengths
+from propagation.rle import check_rle, decode, encode_window, run_lengths
 
 MASKS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 
@@ -20,6 +20,13 @@ def encoded(mask):
 @given(MASKS)
 def test_decode_gives_back_the_mask_that_pycocotools_encoded(mask):
     np.testing.assert_array_equal(decode(encoded(mask)), mask)
+
+
+@given(MASKS, st.tuples(*[st.integers(0, 3)] * 4))
+def test_a_window_is_encoded_as_pycocotools_encodes_the_whole_mask(window, beside):
+    left, right, top, bottom = beside
+    whole = np.pad(window, ((top, bottom), (left, right)))
+    assert encode_window(window.astype(bool), left, top, whole.shape) == encoded(whole)
 
 
 # pycocotools writes one byte past its buffer where every run takes six characters, as from 2**24 on
