@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit tests browser soak screenshots clean
+.PHONY: demo test check audit tests browser soak stack screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -36,6 +36,10 @@ browser: $(READY)
 		{ apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
 		$(BIN)/playwright install chromium
 
+# Label Studio, PostgreSQL, the daemon and the backend as processes, from docker/compose.yaml
+stack: $(READY)
+	$(BIN)/python docker/stack.py
+
 screenshots: $(READY)
 	$(BIN)/python docs/screenshots.py
 
@@ -48,4 +52,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv demo-data
+	rm -rf .venv demo-data stack-data

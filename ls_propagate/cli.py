@@ -163,6 +163,7 @@ def sync(
     until_finished: Annotated[
         bool, typer.Option("--until-finished", help="Stop when the campaign has nothing left to ask.")
     ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a campaign that has not begun yet.")] = False,
 ) -> None:
     """Ask, read answers, decide and write back, until stopped. Safe to stop anywhere and start again.
 
@@ -187,7 +188,9 @@ def sync(
         else:
             with service.serving(settings, store, monitor, wake.set, board) as port:
                 console.print(f"Progress board: http://{settings.daemon_host}:{port}/board", soft_wrap=True)
-                campaign = service.run(settings, store, gateway, monitor, stop, wake, _tell, until_finished, board)
+                campaign = service.run(
+                    settings, store, gateway, monitor, stop, wake, _tell, until_finished, board, wait
+                )
         for line in undecided(campaign) if campaign else ():
             console.print(line)
 

@@ -67,8 +67,11 @@ def run(
     told: Callable[[Step], None],
     until_finished: bool = False,
     board: Board | None = None,
+    patient: bool = False,
 ) -> Campaign | None:
     """Wait for the store's lock, then run the daemon until it is stopped; the campaign, or None without a turn.
+
+    patient: whether a campaign that has not begun is waited for.
 
     A store that fails after the campaign has begun is waited for: its lock is taken anew, and the log read again.
     """
@@ -91,6 +94,8 @@ def run(
         monitor.alive()
         show()
 
+    if patient:
+        _await_campaign(store, monitor, stop)
     while _turn(store, monitor, stop):
         try:
             daemon = open_daemon(gateway, store, settings)
@@ -139,6 +144,22 @@ def command(
 def _obeyed(store: Store, begin: datetime, sources: set[str]) -> list[Commanded]:
     events = store.since(begin)
     return [event for event in events if isinstance(event, Commanded) and event.source in sources]
+
+
+def _await_campaign(store: Store, monitor: Monitor, stop: threading.Event) -> None:
+    told = False
+    while not stop.is_set():
+        try:
+            if store.begun():
+                return
+            why = "no campaign has begun yet: run connect, detect and cluster"
+        except StoreError as error:
+            why = str(error)
+        if not told:
+            log.warning("%s; waiting for it", why)
+        told = True
+        monitor.waiting(why)
+        stop.wait(LOCK_SECONDS)
 
 
 def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:
