@@ -41,7 +41,7 @@ stack: $(READY)
 	$(BIN)/python docker/stack.py
 
 screenshots: $(READY)
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python -m docs.screenshots
 
 $(READY): pyproject.toml
 	@$(or $(PYTHON),false) -c '$(FITS)' || \

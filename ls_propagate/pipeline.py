@@ -203,7 +203,7 @@ def place_of(store: Store, settings: Settings) -> Place:
     """Where the campaign is, for the progress board."""
     known = connection_of(store)
     people = {int(number): name for number, name in (store.fact("people") or {}).items()}
-    return Place(known.server, known.project, known.title, known.pages, settings.labels, people)
+    return Place(known.server, known.project, known.title, known.pages, settings.labels, people, known.board)
 
 
 def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:

@@ -283,11 +283,26 @@ class Labels:
         """The share of pairs of answers to one question that are the same; None without any."""
         if not len(self):
             return None
+        same, others = self._others()
+        return float(same.sum() / others.sum())
+
+    def with_others(self) -> dict[int, tuple[float, int]]:
+        """Of each account, the share of the others' answers that are the same as its own, and its questions."""
+        if not len(self):
+            return {}
+        same, others = self._others()
+        accounts, who = np.unique(self.account, return_inverse=True)
+        shares = np.bincount(who, same) / np.bincount(who, others)
+        return dict(
+            zip(accounts.tolist(), zip(shares.tolist(), np.bincount(who).tolist(), strict=True), strict=True)
+        )
+
+    def _others(self) -> tuple[Floats, Ints]:
+        """(k,) how many of the others' answers to the same question are the same, and how many there are."""
         _, place = np.unique(self.mask, return_inverse=True)
-        many = np.bincount(place)
-        yes = np.bincount(place, self.yes)
-        no = many - yes
-        return float((yes * (yes - 1) + no * (no - 1)).sum() / (many * (many - 1)).sum())
+        others = np.bincount(place)[place] - 1
+        yes = np.bincount(place, self.yes)[place]
+        return np.where(self.yes, yes - 1, others - yes), others
 
 
 def dawid_skene(labels: Labels, steps: int = 100) -> dict[int, Rates]:

@@ -511,7 +511,7 @@ class Campaign:
         draws: list[Draw] = []
         budget = self.strategy.budget
         if len(set(self.team.recent)) > 1:
-            for asked in self._alone.values():
+            for asked in list(self._alone.values()):
                 last = asked.pages[-1].issued
                 yield self._new_page(
                     last.attempt + 1, last.category, last.questions, last.clusters, gold, overlap=True
