@@ -89,7 +89,7 @@ def _claimed(campaign: Campaign) -> str:
         rule = asdict(campaign.strategy)  # type: ignore[call-overload]
         of = "in each category" if rule["scope"] == "category" else "in all"
         return (
-            f"Promise: with {rule['confidence']:.0%} confidence at least {_share(bound)} of the accepted "
+            f"Promise: with {rule['confidence']:.0%} confidence at least {share_text(bound)} of the accepted "
             f"masks are right, {of}; the answers suggest {estimate:.1%}."
         )
     if campaign.claim == "promise":
@@ -98,7 +98,7 @@ def _claimed(campaign: Campaign) -> str:
     return f"The share of right masks{said} is an estimate from the answers, not a promise."
 
 
-def _share(share: float) -> str:
+def share_text(share: float) -> str:
     """A share rounded down, to a tenth of a percent where it is not a whole one."""
     tenths = floor(share * 1000 + 1e-6)
     return f"{tenths // 10}%" if tenths % 10 == 0 else f"{tenths / 10}%"

@@ -34,6 +34,34 @@ def file(document: Mapping[str, Any]) -> str:
     return _rendered(document, version=None, style=Markup(asset("board.css")))  # noqa: S704  our own
 
 
+def picture(document: Mapping[str, Any]) -> str:
+    """The progress as a small SVG by itself; document: as ``propagation.progress`` makes it."""
+    chart = lines(_curves(document, "questions"), "questions answered", ["wide"])
+    template = _environment().get_template("picture.svg")
+    return template.render(**document, expected=_expected(document), chart=chart)
+
+
+def in_words(document: Mapping[str, Any]) -> str:
+    """What the picture shows, for who cannot see it."""
+    masks = document["masks"]
+    told = [
+        f"{number(masks['accepted'])} of {number(masks['found'])} masks accepted",
+        f"{number(document['questions']['answered'])} questions answered",
+        _expected(document),
+        moment(document["at"]),
+    ]
+    return "; ".join(filter(None, told))
+
+
+def _expected(document: Mapping[str, Any]) -> str:
+    """The forecast in words, or none."""
+    end = document["forecast"]["end"]
+    if end is None:
+        return ""
+    more = end["questions"] - document["questions"]["answered"]
+    return f"some {number(end['accepted'])} masks expected after {number(more)} more"
+
+
 def waiting(reason: str) -> str:
     """The page while there are no figures here."""
     return _environment().get_template("waiting.html").render(reason=reason)

@@ -8,6 +8,7 @@ import zlib
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 
@@ -231,3 +232,16 @@ def test_a_view_is_held_by_its_address() -> None:
     assert (view["filters"]["conjunction"], other["filter"]) == ("and", "filter:tasks:inner_id")
     assert item == {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
     assert task_url("http://here", 3, 9) == "http://here/projects/3/data?task=9"
+
+
+def test_the_picture_is_whole_by_itself_and_in_words() -> None:
+    shown = document()
+    picture = ElementTree.fromstring(render.picture(shown))
+    said = " ".join("".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+    for figure in ("500 of 990 masks accepted", "120 questions answered", "some 820 masks expected after"):
+        assert figure in said
+        assert figure in render.in_words(shown)
+    assert not [one for one in picture.iter() if one.tag.endswith("script")]
+    nothing = {"basis": None, "points": [], "end": None, "wanted": None}
+    assert "expected" not in render.picture(document(forecast=nothing))
+    assert "expected" not in render.in_words(document(forecast=nothing))
