@@ -23,7 +23,7 @@ audit: $(READY)
 	@$(BIN)/python .ci/audit.py
 
 tests: $(READY) browser
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=20
 
 # what may go wrong, at length, one after the other: chance, faults of the network, kills, load
 soak: $(READY)

@@ -126,6 +126,21 @@ def shoot_propagated(camera: Camera, url: str, daemon: Daemon) -> None:
     camera.shoot_editor(task_url(url, daemon.source.project, task), "propagated")
 
 
+def shoot_source(camera: Camera, url: str, project: int) -> None:
+    """source.png, the source project's tabs, and progress.png, the picture in its instructions."""
+    page = camera.page
+    page.goto(project_url(url, project))
+    page.get_by_text("Propagated").first.click()
+    page.get_by_text("Tasks: ").first.wait_for()
+    page.wait_for_load_state("networkidle")
+    camera.shoot("source")
+    page.goto(f"{project_url(url, project)}?labeling=1")
+    page.get_by_text("Instructions").first.click()
+    page.locator("img[src*=propagate-progress]").wait_for()
+    page.wait_for_load_state("networkidle")
+    camera.shoot("progress")
+
+
 def shoot_clusters(camera: Camera, gateway: Gateway, daemon: Daemon, board: int) -> None:
     """clusters.png, the cluster board with its tabs, and cluster.png, a card: the largest cluster still open."""
     page = camera.page
@@ -254,6 +269,8 @@ def main(out: Path, data: Path) -> None:
                 shoot_clusters(camera, gateway, daemon, connection.board)
                 answered(daemon, annotator)
                 shoot_propagated(camera, server.url, daemon)
+                pipeline.open_overview(gateway, store, settings).make(daemon.history)
+                shoot_source(camera, server.url, connection.project)
                 shoot_drawing(camera, pipeline.quality(gateway, store, settings, 5)["address"])
                 shoot_board(camera, answered_board(), data)
 
