@@ -12,38 +12,36 @@ import os
 import re
 import secrets
 import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import sqlalchemy as sa
 import yaml
 
-from ls_propagate.demo.postgres import USER, Postgres, postgres
-from ls_propagate.demo.server import Server, free_port, label_studio
-from propagation.errors import PropagateError, ServerError, SettingsError
+from ls_propagate.demo.postgres import Postgres, postgres
+from ls_propagate.demo.server import Server, free_port, label_studio, served
+from propagation.errors import PropagateError, SettingsError
 
 HERE = Path(__file__).parent
-HEALTH = {"daemon": "/health/live", "backend": "/health"}
-START_SECONDS = 120
+#: Our services: the words of their command, and where they say that they are well.
+OURS = {"daemon": (["sync", "--wait"], "/health/live"), "backend": (["backend"], "/health")}
+ENDS = (signal.SIGINT, signal.SIGTERM)
 STOP_SECONDS = 120
 VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?::(?P<how>[-?])(?P<said>[^}]*))?\})")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """The running services: Label Studio, where daemon and backend answer, and the daemon's environment."""
+    """The running services: Label Studio, where daemon and backend answer, and their environments."""
 
     server: Server
     addresses: Mapping[str, str]
-    environment: Mapping[str, str]
+    environments: Mapping[str, Mapping[str, str]]
 
 
 def read_env(file: Path) -> dict[str, str]:
@@ -91,38 +89,36 @@ def stack(data: Path, variables: Mapping[str, str], project: Path) -> Iterator[S
 
     Raises PropagateError where one does not start; the message names its log.
     """
-    services = read_services(variables)
+    services = {name: service["environment"] for name, service in read_services(variables).items()}
     with ExitStack() as running:
-        _keep(data / "postgres" / "password", variables["POSTGRES_PASSWORD"])
-        if services["postgres"]["environment"]["POSTGRES_USER"] != USER:
-            raise SettingsError(f"POSTGRES_USER: as a process PostgreSQL's user is {USER}; take the line out")
+        _keep(data / "postgres" / "password", services["postgres"]["POSTGRES_PASSWORD"])
         database = running.enter_context(postgres(data / "postgres"))
-        for name in ("labelstudio", services["postgres"]["environment"]["POSTGRES_DB"]):
+        for name in (services["label-studio"]["POSTGRE_NAME"], services["postgres"]["POSTGRES_DB"]):
             _make(database, name)
-        moved = {"postgres:5432": f"{database.host}:{database.port}"}
 
-        environment = services["label-studio"]["environment"]
+        environment = services["label-studio"]
         _keep(data / "label-studio" / "password", environment["LABEL_STUDIO_PASSWORD"])
         _keep(data / "label-studio" / "token", environment["LABEL_STUDIO_USER_TOKEN"])
-        own = {"POSTGRE_HOST": database.host, "POSTGRE_PORT": str(database.port)}
-        server = running.enter_context(label_studio(data / "label-studio", {**environment, **own}))
-        moved["http://label-studio:8080"] = server.url
+        place = {"POSTGRE_HOST": database.host, "POSTGRE_PORT": str(database.port)}
+        server = running.enter_context(label_studio(data / "label-studio", {**environment, **place}))
 
-        ports = {name: free_port() for name in HEALTH}
+        ports = {name: free_port() for name in OURS}
         addresses = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
-        moved |= {"http://daemon:9091": addresses["daemon"], "http://backend:9090": addresses["backend"]}
+        moved = {"postgres:5432": f"{database.host}:{database.port}", "http://label-studio:8080": server.url}
+        moved["http://daemon:9091"] = addresses["daemon"]
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("LS_PROPAGATE_", "LABEL_STUDIO_"))}
         environments = {}
-        for name, port in ports.items():
+        for name, (words, health) in OURS.items():
             environments[name] = {
-                **{key: _moved(value, moved) for key, value in services[name]["environment"].items()},
-                "LS_PROPAGATE_DATA_DIR": str((data / "daemon").resolve()),
-                f"LS_PROPAGATE_{name.upper()}_PORT": str(port),
+                **{key: _moved(value, moved) for key, value in services[name].items()},
+                "LS_PROPAGATE_DATA_DIR": str((data / "propagate").resolve()),
+                f"LS_PROPAGATE_{name.upper()}_PORT": str(ports[name]),
             }
-            words = {"daemon": ["sync", "--wait"], "backend": ["backend"]}[name]
-            running.enter_context(_process(name, words, environments[name], project, data / f"{name}.log"))
-        for name, address in addresses.items():
-            _wait(name, address + HEALTH[name], data / f"{name}.log")
-        yield Stack(server, addresses, environments["daemon"])
+            command = [str(Path(sys.executable).parent / "ls-propagate"), *words]
+            log, address = data / f"{name}.log", addresses[name] + health
+            inside = {**outside, **environments[name]}
+            running.enter_context(served(f"the {name}", command, project, inside, log, address, STOP_SECONDS))
+        yield Stack(server, addresses, environments)
 
 
 def _keep(file: Path, secret: str) -> None:
@@ -137,9 +133,15 @@ def _make(database: Postgres, name: str) -> None:
         "postgresql+psycopg", database.user, database.password, database.host, database.port, "postgres"
     )
     engine = sa.create_engine(url)
-    with closing(engine.connect()) as connection:
-        there = connection.scalar(sa.text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name})
-    engine.dispose()
+    try:
+        with closing(engine.connect()) as connection:
+            there = connection.scalar(sa.text("SELECT 1 FROM pg_database WHERE datname = :name"), {"name": name})
+    except sa.exc.OperationalError as error:
+        raise SettingsError(
+            "POSTGRES_PASSWORD is not what it was when PostgreSQL first started; set it so"
+        ) from error
+    finally:
+        engine.dispose()
     if not there:
         database.create(name)
 
@@ -150,51 +152,14 @@ def _moved(value: str, places: Mapping[str, str]) -> str:
     return value
 
 
-@contextmanager
-def _process(name: str, words: list[str], more: Mapping[str, str], folder: Path, log: Path) -> Iterator[None]:
-    program = str(Path(sys.executable).parent / "ls-propagate")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("LS_PROPAGATE_", "LABEL_STUDIO_"))}
-    with log.open("w") as output:
-        process = subprocess.Popen(  # noqa: S603
-            [program, *words],
-            cwd=folder,
-            env={**environment, **more},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is the stack's, which then stops what it started itself
-        )
-    try:
-        yield
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait(name: str, address: str, log: Path) -> None:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        try:
-            if httpx.get(address, timeout=5).is_success:
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.5)
-    raise ServerError(f"the {name} does not answer after {START_SECONDS} s; its log is {log}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=Path("stack-data"))
     parser.add_argument("--env", type=Path, default=HERE / ".env")
     parser.add_argument("--project", type=Path, help="the folder with ls-propagate.toml")
     given = parser.parse_args()
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    for number in ENDS:
+        signal.signal(number, _end)
     try:
         variables = read_env(given.env)
         project = given.project or HERE / variables.get("PROJECT_FOLDER", "project")
@@ -205,9 +170,18 @@ def main() -> None:
             print(f"Progress board    {running.addresses['daemon']}/board")
             print(f"ML backend        {running.addresses['backend']}")
             print(f"Passwords are in  {given.env}. Ctrl-C stops all of it.", flush=True)
-            stop.wait()
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        print("Stopped.")
     except PropagateError as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def _end(*_: object) -> None:
+    """Ends the stack, whether it has started or not; a second signal does not cut off the end."""
+    for number in ENDS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
