@@ -1,17 +1,20 @@
-"""The services of docker/compose.yaml as processes: Label Studio and the daemon on PostgreSQL, and the backend."""
+"""The services of docker/compose.yaml as processes: Label Studio and the daemon on PostgreSQL, and the backend.
+
+A campaign is run by the command line, as a team does that has just started them.
+"""
 
 from __future__ import annotations
 
-import importlib.util
-import os
+import json
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -26,96 +29,115 @@ from ls_propagate.demo.server import Server, new_user
 from ls_propagate.settings import load_settings
 from propagation.quality import RIGHT_IOU, truth_iou
 
-ROOT = Path(__file__).parents[2]
-
-
-def loaded() -> Any:
-    """docker/stack.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("stack", ROOT / "docker" / "stack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stack"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def until(true: Callable[[], Any], why: str, seconds: float = 600) -> Any:
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, why
-        time.sleep(0.5)
-    return found
-
 
 @pytest.fixture
-def reachable() -> Iterator[Path]:
+def folder() -> Iterator[Path]:
     """A folder that the user nobody can reach, as whom PostgreSQL runs where we are root."""
     with tempfile.TemporaryDirectory(prefix="stack-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
+@contextmanager
+def at_work(annotator: Annotator) -> Iterator[None]:
+    """An annotator who answers whatever comes, beside the test."""
+    stop = threading.Event()
+    worker = threading.Thread(target=annotator.run, args=[stop])
+    worker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        worker.join()
+
+
+def waited_for(what: Callable[[], bool], log: Path) -> None:
+    end = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.5)
+
+
 def test_the_services_of_the_compose_file_run_a_campaign(
-    dataset: Dataset, reachable: Path, monkeypatch: pytest.MonkeyPatch
+    stack: ModuleType, dataset: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool, folder = loaded(), reachable
     project = folder / "project"
     project.mkdir()
     demo_settings(Demo(project, dataset.folder, budget=200), dataset, Server("http://127.0.0.1:1", "", "", "no"))
-    variables = tool.read_env(folder / "env")
-    assert (folder / "env").stat().st_mode & 0o077 == 0
-    assert tool.read_env(folder / "env") == variables  # what was made is kept
-    with tool.stack(folder / "data", variables, project) as running:
-        for name, value in running.environment.items():
+    variables = stack.read_env(folder / "env")
+    with stack.stack(folder / "data", variables, project) as running:
+        for name, value in running.environments["daemon"].items():
             monkeypatch.setenv(name, value)
-        ready = httpx.get(f"{running.addresses['daemon']}/health/ready", timeout=10)
-        assert (ready.status_code, "no campaign has begun" in ready.text) == (503, True)
+        log = folder / "data" / "daemon.log"
         settings = load_settings(project / "ls-propagate.toml")
+
+        def told(path: str, password: str = variables["DAEMON_PASSWORD"]) -> httpx.Response:
+            return httpx.get(f"{running.addresses['daemon']}{path}", auth=("anybody", password), timeout=30)
+
+        def said(*words: str) -> str:
+            command = [str(Path(sys.executable).parent / "ls-propagate"), *words]
+            done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
         with pipeline.open_store(settings) as store, pipeline.open_gateway(settings) as gateway:
             made = source_project(gateway, dataset, project)
-            for words in (["connect", str(made.number)], ["detect"], ["cluster"]):
-                program = str(Path(sys.executable).parent / "ls-propagate")
-                said = subprocess.run([program, *words], cwd=project, capture_output=True, text=True, check=False)
-                assert said.returncode == 0, said.stderr
-            connection = pipeline.connection_of(store)
-            table = pipeline.load_table(store, settings)
+            ready = told("/health/ready")
+            assert (ready.status_code, "no campaign has begun yet" in ready.text) == (503, True)
+            assert "Connected project" in said("connect", str(made.number))
+            assert "masks in" in said("detect")
+            assert "cluster trees" in said("cluster")
+            table, connection = pipeline.load_table(store, settings), pipeline.connection_of(store)
             right = dict(zip(table.ids.tolist(), (truth_iou(table, made.truth) > RIGHT_IOU).tolist(), strict=True))
             known = pipeline.load_gold(store, settings)
-            stop = threading.Event()
-            with closing(new_user(running.server, "reader@example.com", "look-closely-1")) as client:
-                annotator = Annotator(client, connection.pages, right | (known.truth if known else {}))
-                worker = threading.Thread(target=annotator.run, args=[stop])
-                worker.start()
-                try:
-                    board = f"{running.addresses['daemon']}/board.json"
-                    secret = ("anybody", variables["DAEMON_PASSWORD"])
-                    assert httpx.get(board, timeout=10).status_code == 401
+            client = new_user(running.server, "reader@example.com", "look-closely-1")
+            annotator = Annotator(client, connection.pages, right | (known.truth if known else {}))
+            with closing(client), at_work(annotator):
+                waited_for(lambda: "ls_propagate_finished 1.0" in told("/metrics").text, log)
+            assert told("/health/ready").status_code == 200
+            assert 'action="ANNOTATION_CREATED"' in told("/metrics").text
+            assert told("/board.json").is_success
+            assert told("/board.json", "wrong").status_code == 401
 
-                    assert httpx.get(board, auth=secret, timeout=30).is_success
-
-                    def finished() -> bool:
-                        campaign = pipeline.open_campaign(store, settings)
-                        rested = campaign.questions_asked and not (campaign.waiting_pages or campaign.next_round())
-                        accepted = set(table.ids[campaign.accepted()].tolist())
-                        return bool(rested) and accepted == set(regions_by_mask(gateway, connection))
-
-                    until(finished, f"the campaign does not end; see {folder / 'data' / 'daemon.log'}")
-                finally:
-                    stop.set()
-                    worker.join()
-            campaign = pipeline.open_campaign(store, settings)
+            total = json.loads(said("status", "--json"))["total"]
+            said("export", str(project / "accepted.json"))
+            exported = json.loads((project / "accepted.json").read_text())["annotations"]
             written = regions_by_mask(gateway, connection)
-            assert set(written) == set(table.ids[campaign.accepted()].tolist())
-            assert len(written) > 50
-        backend = running.addresses["backend"]
-        assert httpx.get(f"{backend}/health", timeout=10).json()["status"] == "UP"
-        assert httpx.post(f"{backend}/setup", json={}, timeout=10).status_code == 401
-        secret = ("anybody", variables["BACKEND_PASSWORD"])
-        assert "model_version" in httpx.post(f"{backend}/setup", json={}, auth=secret, timeout=10).json()
-        database = sa.make_url(os.environ["LS_PROPAGATE_STORE"].replace("postgresql:", "postgresql+psycopg:"))
-        for name, rows in (("labelstudio", "task"), ("propagate", "events")):
-            engine = sa.create_engine(database.set(database=name))
+            accepted = set(table.ids[pipeline.open_campaign(store, settings).accepted()].tolist())
+            assert set(written) == accepted
+            assert len(exported) == total["accepted"] == len(accepted) > 50
+
+            answer = asked_backend(running, variables["BACKEND_PASSWORD"], made.number)
+            assert answer["model_version"].startswith("precomputed-")
+            assert answer["result"]
+
+        database = sa.make_url(settings.store_url)
+        for name, table_of in (("labelstudio", "task"), ("propagate", "events")):
+            engine = sa.create_engine(database.set(database=name, drivername="postgresql+psycopg"))
             with engine.connect() as connected:
-                assert (connected.scalar(sa.text(f"SELECT count(*) FROM {rows}")) or 0) > 20
+                assert (connected.scalar(sa.text(f"SELECT count(*) FROM {table_of}")) or 0) > 20
             engine.dispose()
+
+
+def asked_backend(running: Any, password: str, project: int) -> dict[str, Any]:
+    """A prediction of the backend's that Label Studio has fetched, connected as its manager does it."""
+    headers = {"Authorization": f"Token {running.server.token}"}
+    with httpx.Client(base_url=f"{running.server.url}/api/", headers=headers, timeout=60) as api:
+        given = {"project": project, "url": running.addresses["backend"], "title": "propagate"}
+        refused = api.post("ml/", json=given)
+        assert refused.status_code == 400
+        secret = {"auth_method": "BASIC_AUTH", "basic_auth_user": "anybody", "basic_auth_pass": password}
+        backend = api.post("ml/", json={**given, **secret}).raise_for_status().json()
+        assert backend["state"] == "CO"
+        task = api.get("tasks", params={"project": project, "page_size": 1}).json()["tasks"][0]["id"]
+        selected = {"selectedItems": {"all": False, "included": [task]}}
+        action = {"id": "retrieve_tasks_predictions", "project": project}
+        api.post("dm/actions", params=action, json=selected).raise_for_status()
+        fetched = [
+            prediction
+            for prediction in api.get("predictions/", params={"task": task}).raise_for_status().json()
+            if prediction["model_version"] == backend["model_version"]
+        ]
+        assert len(fetched) == 1
+        answer: dict[str, Any] = fetched[0]
+        return answer

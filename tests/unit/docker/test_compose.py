@@ -1,18 +1,21 @@
-"""The compose files: their variables, their settings, and that nothing in them is left to chance."""
+"""The files of docker/: their variables, their settings, the images' lint, and that nothing is left to chance."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import yaml
 
-from ls_propagate.settings import Settings
+from ls_propagate.demo.postgres import USER
+from ls_propagate.settings import Settings, load_settings
+from plugin import web
 from plugin.label_studio.inspect import QUICK_IMPORTS
 from plugin.label_studio.pages import KEYMAP
 from propagation.errors import SettingsError
@@ -21,37 +24,23 @@ DOCKER = Path(__file__).parents[3] / "docker"
 FILES = ("compose.yaml", "join.yaml")
 
 
-@pytest.fixture(scope="module")
-def tool() -> Any:
-    """docker/stack.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("stack", DOCKER / "stack.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["stack"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def variables(tool: Any, tmp_path: Path) -> dict[str, str]:
-    found: dict[str, str] = tool.read_env(tmp_path / ".env")
+def variables(stack: ModuleType, tmp_path: Path) -> dict[str, str]:
+    found: dict[str, str] = stack.read_env(tmp_path / ".env")
     return found
 
 
-def test_secrets_are_made_once_and_kept_for_their_owner_alone(tool: Any, tmp_path: Path) -> None:
-    made = tool.read_env(tmp_path / ".env")
+def test_secrets_are_made_once_and_kept_for_their_owner_alone(stack: ModuleType, tmp_path: Path) -> None:
+    made = stack.read_env(tmp_path / ".env")
     assert re.fullmatch("[0-9a-f]{40}", made["LABEL_STUDIO_TOKEN"])
     assert (tmp_path / ".env").stat().st_mode & 0o077 == 0
-    assert tool.read_env(tmp_path / ".env") == made
+    assert stack.read_env(tmp_path / ".env") == made
     assert len({value for name, value in made.items() if "PASSWORD" in name}) == 4
 
 
-def test_every_variable_of_the_compose_file_is_in_the_example(variables: dict[str, str]) -> None:
-    text = (DOCKER / "compose.yaml").read_text()
-    named = set(re.findall(r"\$\{(\w+)", text))
-    assert named - set(variables) == {"POSTGRES_USER"}
-    assert set(variables) <= named
+def test_every_variable_of_the_compose_file_is_in_the_example_and_no_other() -> None:
+    named = set(re.findall(r"\$\{(\w+)", (DOCKER / "compose.yaml").read_text()))
+    assert set(re.findall(r"^#?([A-Z_]+)=", (DOCKER / "example.env").read_text(), re.MULTILINE)) == named
 
 
 @pytest.mark.parametrize(
@@ -67,25 +56,34 @@ def test_every_variable_of_the_compose_file_is_in_the_example(variables: dict[st
         (5432, 5432),
     ],
 )
-def test_variables_are_filled_in_as_compose_does(tool: Any, value: Any, filled: Any) -> None:
-    assert tool.filled(value, {"A": "one", "EMPTY": ""}) == filled
+def test_variables_are_filled_in_as_compose_does(stack: ModuleType, value: Any, filled: Any) -> None:
+    assert stack.filled(value, {"A": "one", "EMPTY": ""}) == filled
 
 
-def test_what_is_not_set_is_named(tool: Any) -> None:
+def test_what_is_not_set_is_named(stack: ModuleType) -> None:
     with pytest.raises(SettingsError, match=r"DAEMON_PASSWORD is not set: a password"):
-        tool.filled("${DAEMON_PASSWORD:?a password}", {})
+        stack.filled("${DAEMON_PASSWORD:?a password}", {})
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_our_services_are_told_are_settings(tool: Any, name: str) -> None:
-    text = (DOCKER / name).read_text()
-    variables = dict.fromkeys(re.findall(r"\$\{(\w+)", text), "x")
-    services = tool.read_services(variables, DOCKER / name)
-    for service in ("daemon", "backend"):
-        for variable in services[service]["environment"]:
-            known = variable.removeprefix("LS_PROPAGATE_").lower()
-            assert known in Settings.model_fields, variable
-        assert services[service]["build"]["target"] in (DOCKER / "Dockerfile").read_text()
+def test_what_our_services_are_told_are_settings_with_which_they_start(
+    stack: ModuleType, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = re.findall(r"\$\{(\w+):\?", (DOCKER / name).read_text())
+    given = dict.fromkeys(needed, "x1") | {"LABEL_STUDIO_URL": "https://labels.example.com"}
+    for service, body in stack.read_services(given, DOCKER / name).items():
+        if "build" not in body:
+            continue
+        stage = (DOCKER / "Dockerfile").read_text().split(f"\nFROM runtime AS {body['build']['target']}\n")[1]
+        baked = dict(re.findall(r"(LS_PROPAGATE_\w+)=(\S+)", stage.split("\nFROM ")[0]))
+        for variable, value in (baked | body["environment"]).items():
+            assert variable.removeprefix("LS_PROPAGATE_").lower() in Settings.model_fields, variable
+            monkeypatch.setenv(variable, value)
+        settings = load_settings(None)
+        password = getattr(settings, f"{service}_password")
+        web.check_exposure(getattr(settings, f"{service}_host"), {"its password": password.get_secret_value()})
+        assert getattr(settings, f"{service}_host") == "0.0.0.0"
+        assert str(getattr(settings, f"{service}_port")) in stage.split("HEALTHCHECK")[1]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -95,16 +93,28 @@ def test_ports_are_this_machines_alone_unless_told_otherwise(name: str) -> None:
             assert re.fullmatch(r"\$\{\w+:-127\.0\.0\.1:\d+\}:\d+", port)
 
 
-def test_label_studio_is_started_as_the_product_needs_it(tool: Any, variables: dict[str, str]) -> None:
-    environment = tool.read_services(variables)["label-studio"]["environment"]
+def test_label_studio_is_started_as_the_product_needs_it(stack: ModuleType, variables: dict[str, str]) -> None:
+    environment = stack.read_services(variables)["label-studio"]["environment"]
     assert json.loads(environment["EDITOR_KEYMAP"]) == {name: dict(keys) for name, keys in KEYMAP.items()}
     assert environment[QUICK_IMPORTS] == "true"
     assert environment["LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN"] == "true"
     assert environment["USE_DEFAULT_BANNED_SUBNETS"] == "false"
+    assert environment["POSTGRE_USER"] == USER
 
 
 def test_the_images_do_not_run_as_root_and_say_whether_they_are_well() -> None:
     stages = re.split(r"^FROM ", (DOCKER / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
-    assert [stage.split(" AS ")[1].split()[0] for stage in stages] == ["build", "runtime", "backend", "daemon"]
-    assert "\nUSER propagate\n" in stages[1]
-    assert all("HEALTHCHECK" in stage and "USER" not in stage for stage in stages[2:])
+    by_name = {stage.split(" AS ")[1].split()[0]: stage for stage in stages}
+    assert re.search(r"^USER [1-9]\d*$", by_name["runtime"], re.MULTILINE)
+    for name in ("daemon", "backend"):
+        assert by_name[name].startswith("runtime ")
+        assert "\nHEALTHCHECK " in by_name[name]
+        assert "\nUSER" not in by_name[name]
+
+
+def test_hadolint_has_nothing_to_say() -> None:
+    program = Path(sys.executable).parent / "hadolint"
+    said = subprocess.run(
+        [program, "--no-color", DOCKER / "Dockerfile"], capture_output=True, text=True, check=False
+    )
+    assert (said.returncode, said.stdout) == (0, "")
