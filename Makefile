@@ -37,8 +37,9 @@ browser: $(READY)
 		$(BIN)/playwright install chromium
 
 # Label Studio, PostgreSQL, the daemon and the backend as processes, from docker/compose.yaml
+DATA ?= stack-data
 stack: $(READY)
-	$(BIN)/python docker/stack.py
+	@$(BIN)/python docker/stack.py --data $(DATA)
 
 screenshots: $(READY)
 	$(BIN)/python -m docs.screenshots

@@ -52,7 +52,7 @@ def at_work(annotator: Annotator) -> Iterator[None]:
 
 
 def waited_for(what: Callable[[], bool], log: Path) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     while not what():
         assert time.monotonic() < end, log.read_text()
         time.sleep(0.5)
