@@ -193,7 +193,7 @@ def sync(
             with service.serving(settings, store, monitor, wake.set, board) as port:
                 console.print(f"Progress board: http://{settings.daemon_host}:{port}/board", soft_wrap=True)
                 campaign = service.run(
-                    settings, store, gateway, monitor, stop, wake, _tell, until_finished, board, wait
+                    settings, store, gateway, monitor, stop, wake, _teller(), until_finished, board, wait
                 )
         for line in undecided(campaign) if campaign else ():
             console.print(line)
@@ -211,7 +211,19 @@ def rebuild(
             console.print(line, markup=False, soft_wrap=True)
 
 
-def _tell(step: Step) -> None:
+def _teller() -> Callable[[Step], None]:
+    """Tells pass after pass; that nothing is left to ask, once."""
+    finished = False
+
+    def tell(step: Step) -> None:
+        nonlocal finished
+        _tell(step, already=finished)
+        finished = step.finished
+
+    return tell
+
+
+def _tell(step: Step, already: bool = False) -> None:
     for problem in step.problems:
         errors.print(f"answer left out: {problem}", markup=False)
     if step.questions or step.decisions or step.pages or step.images_written:
@@ -219,7 +231,7 @@ def _tell(step: Step) -> None:
             f"{step.questions} questions answered, {step.decisions} decisions, {step.pages} pages out, "
             f"{step.images_written} images written"
         )
-    if step.finished:
+    if step.finished and not already:
         console.print("Nothing left to ask.")
 
 

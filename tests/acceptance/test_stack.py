@@ -96,6 +96,7 @@ def test_the_services_of_the_compose_file_run_a_campaign(
                 waited_for(lambda: "ls_propagate_finished 1.0" in told("/metrics").text, log)
             assert told("/health/ready").status_code == 200
             assert 'action="ANNOTATION_CREATED"' in told("/metrics").text
+            assert log.read_text().count("Nothing left to ask.") == 1
             assert told("/board.json").is_success
             assert told("/board.json", "wrong").status_code == 401
 
