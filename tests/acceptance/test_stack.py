@@ -108,7 +108,8 @@ def test_the_services_of_the_compose_file_run_a_campaign(
             assert set(written) == accepted
             assert len(exported) == total["accepted"] == len(accepted) > 50
 
-            answer = asked_backend(running, variables["BACKEND_PASSWORD"], made.number)
+            task = store.source_tasks()[0].task
+            answer = asked_backend(running, variables["BACKEND_PASSWORD"], made.number, task)
             assert answer["model_version"].startswith("precomputed-")
             assert answer["result"]
 
@@ -120,8 +121,8 @@ def test_the_services_of_the_compose_file_run_a_campaign(
             engine.dispose()
 
 
-def asked_backend(running: Any, password: str, project: int) -> dict[str, Any]:
-    """A prediction of the backend's that Label Studio has fetched, connected as its manager does it."""
+def asked_backend(running: Any, password: str, project: int, task: int) -> dict[str, Any]:
+    """The backend's prediction of a task, as Label Studio fetches it when a manager has connected the backend."""
     headers = {"Authorization": f"Token {running.server.token}"}
     with httpx.Client(base_url=f"{running.server.url}/api/", headers=headers, timeout=60) as api:
         given = {"project": project, "url": running.addresses["backend"], "title": "propagate"}
@@ -130,7 +131,6 @@ def asked_backend(running: Any, password: str, project: int) -> dict[str, Any]:
         secret = {"auth_method": "BASIC_AUTH", "basic_auth_user": "anybody", "basic_auth_pass": password}
         backend = api.post("ml/", json={**given, **secret}).raise_for_status().json()
         assert backend["state"] == "CO"
-        task = api.get("tasks", params={"project": project, "page_size": 1}).json()["tasks"][0]["id"]
         selected = {"selectedItems": {"all": False, "included": [task]}}
         action = {"id": "retrieve_tasks_predictions", "project": project}
         api.post("dm/actions", params=action, json=selected).raise_for_status()
