@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit tests browser soak detectors screenshots clean
+.PHONY: demo test check audit tests browser soak detectors stack screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -41,6 +41,11 @@ browser: $(READY)
 		{ apt-get update -qq && apt-get install -y -qq chromium; } >/dev/null 2>&1 || \
 		$(BIN)/playwright install chromium
 
+# Label Studio, PostgreSQL, the daemon and the backend as processes, from docker/compose.yaml
+DATA ?= stack-data
+stack: $(READY)
+	@$(BIN)/python docker/stack.py --data $(DATA)
+
 screenshots: $(READY)
 	$(BIN)/python -m docs.screenshots
 
@@ -53,4 +58,4 @@ $(READY): pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv demo-data
+	rm -rf .venv demo-data stack-data

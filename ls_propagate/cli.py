@@ -176,6 +176,7 @@ def sync(
     until_finished: Annotated[
         bool, typer.Option("--until-finished", help="Stop when the campaign has nothing left to ask.")
     ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for a campaign that has not begun yet.")] = False,
 ) -> None:
     """Ask, read answers, decide and write back, until stopped. Safe to stop anywhere and start again.
 
@@ -201,7 +202,9 @@ def sync(
         else:
             with service.serving(settings, store, monitor, wake.set, board) as port:
                 console.print(f"Progress board: http://{settings.daemon_host}:{port}/board", soft_wrap=True)
-                campaign = service.run(settings, store, gateway, monitor, stop, wake, _tell, until_finished, board)
+                campaign = service.run(
+                    settings, store, gateway, monitor, stop, wake, _teller(), until_finished, board, wait
+                )
         for line in undecided(campaign) if campaign else ():
             console.print(line)
 
@@ -218,7 +221,19 @@ def rebuild(
             console.print(line, markup=False, soft_wrap=True)
 
 
-def _tell(step: Step) -> None:
+def _teller() -> Callable[[Step], None]:
+    """Tells pass after pass; that nothing is left to ask, once."""
+    finished = False
+
+    def tell(step: Step) -> None:
+        nonlocal finished
+        _tell(step, already=finished)
+        finished = step.finished
+
+    return tell
+
+
+def _tell(step: Step, already: bool = False) -> None:
     for problem in step.problems:
         errors.print(f"answer left out: {problem}", markup=False)
     if step.questions or step.decisions or step.pages or step.images_written:
@@ -226,7 +241,7 @@ def _tell(step: Step) -> None:
             f"{step.questions} questions answered, {step.decisions} decisions, {step.pages} pages out, "
             f"{step.images_written} images written"
         )
-    if step.finished:
+    if step.finished and not already:
         console.print("Nothing left to ask.")
 
 

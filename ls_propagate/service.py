@@ -69,8 +69,11 @@ def run(
     told: Callable[[Step], None],
     until_finished: bool = False,
     board: Board | None = None,
+    patient: bool = False,
 ) -> Campaign | None:
     """Wait for the store's lock, then run the daemon until it is stopped; the campaign, or None without a turn.
+
+    patient: whether a campaign that has not begun is waited for.
 
     A store that fails after the campaign has begun is waited for: its lock is taken anew, and the log read again.
     """
@@ -95,6 +98,8 @@ def run(
         show()
         overview.look(daemon.history, False)
 
+    if patient:
+        _await_campaign(store, monitor, stop)
     while _turn(store, monitor, stop):
         try:
             daemon = open_daemon(gateway, store, settings)
@@ -157,6 +162,22 @@ def command(
 def _judged(store: Store, begin: datetime, sources: set[str]) -> list[Commanded | CommandRefused]:
     events = store.since(begin)
     return [e for e in events if isinstance(e, Commanded | CommandRefused) and e.source in sources]
+
+
+def _await_campaign(store: Store, monitor: Monitor, stop: threading.Event) -> None:
+    told = False
+    while not stop.is_set():
+        try:
+            if store.begun():
+                return
+            why = "no campaign has begun yet: run connect, detect and cluster"
+        except StoreError as error:
+            why = str(error)
+        if not told:
+            log.warning("%s; waiting for it", why)
+        told = True
+        monitor.waiting(why)
+        stop.wait(LOCK_SECONDS)
 
 
 def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:

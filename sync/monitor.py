@@ -91,9 +91,9 @@ class Monitor:
             registry=registry,
         )
 
-    def waiting(self) -> None:
-        """The store's lock is not, or no longer, this daemon's."""
-        self._hold("another daemon holds the store's lock; this one waits for it")
+    def waiting(self, why: str = "another daemon holds the store's lock; this one waits for it") -> None:
+        """The store's lock is not, or no longer, this daemon's; or there is nothing yet to run."""
+        self._hold(why)
 
     def began(self) -> None:
         """The store's lock is this daemon's: its passes begin."""

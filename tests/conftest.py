@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -22,6 +25,18 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A real Label Studio on loopback, with its own data folder."""
     with started(tmp_path_factory.mktemp("label-studio")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def stack() -> ModuleType:
+    """docker/stack.py, which is in no package."""
+    file = Path(__file__).parents[1] / "docker" / "stack.py"
+    spec = importlib.util.spec_from_file_location("stack", file)
+    assert spec
+    assert spec.loader
+    module = sys.modules["stack"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,23 +69,41 @@ def label_studio(data: Path, extra: Mapping[str, str] | None = None) -> Iterator
         **(extra or {}),
     }
     command = [program, "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
-    log = data / "server.log"
+    with served("Label Studio", command, data, environment, data / "server.log", f"{server.url}/health"):
+        yield server
+
+
+@contextmanager
+def served(
+    name: str,
+    command: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    log: Path,
+    health: str,
+    patience: float = STOP_SECONDS,
+) -> Iterator[None]:
+    """Run a server as a process in ``folder``, wait until the address ``health`` answers, and stop it in the end.
+
+    patience: seconds that it has for its end. Raises ServerError where it ends as it starts, Unreachable where
+    it does not answer; the message names its log.
+    """
     with log.open("w") as output:
         process = subprocess.Popen(  # noqa: S603
             command,
-            cwd=data,
+            cwd=folder,
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is the demo's, which then stops the server itself
+            start_new_session=True,  # Ctrl-C is ours, who then stop the server
         )
     try:
-        _wait(server.url, process, log)
-        yield server
+        _wait(name, health, process, log)
+        yield
     finally:
         process.terminate()
         try:
-            process.wait(STOP_SECONDS)
+            process.wait(patience)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -139,15 +157,15 @@ def free_port() -> int:
         return port
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait(name: str, health: str, process: subprocess.Popen[bytes], log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise ServerError(f"Label Studio stopped with {process.returncode} as it started; its log is {log}")
+            raise ServerError(f"{name} stopped with {process.returncode} as it started; its log is {log}")
         try:
-            if httpx.get(f"{url}/health", timeout=5).is_success:
+            if httpx.get(health, timeout=5).is_success:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise Unreachable(f"Label Studio did not answer at {url} within {START_SECONDS} s; its log is {log}")
+    raise Unreachable(f"{name} did not answer at {health} within {START_SECONDS} s; its log is {log}")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
 import httpx
-import pytest
 
 from ls_propagate import clustering, pipeline, service
 from ls_propagate.demo.run import answered, least_iou, read_back, regions_by_mask
@@ -138,59 +135,6 @@ def test_a_page_whose_answer_is_deleted_is_offered_again_as_the_same_task(connec
 def _place(daemon: Any, task: int) -> int:
     image = next(known.image for known in daemon.store.source_tasks() if known.task == task)
     return list(daemon.campaign.table.images).index(image)
-
-
-def test_the_command_line_walks_the_whole_way(connect: Callable[[str], Site]) -> None:
-    site = connect("commands")
-
-    def run(*words: str) -> str:
-        code = site.command(*words).wait(300)
-        assert code == 0, site.output.read_text()
-        return str(site.output.read_text())
-
-    assert "Connected project" in run("connect", str(site.connection.project))
-    assert "masks in" in run("detect")
-    assert "cluster trees" in run("cluster")
-    run("sync", "--once")
-    with site.annotator_at_work():
-        assert "Nothing left to ask" in run("sync", "--until-finished")
-    status = json.loads(run("status", "--json"))
-    assert status["claim"] == "promise"
-    file = site.config.parent / "accepted.json"
-    run("export", str(file))
-    exported = json.loads(file.read_text())
-    assert (
-        len(exported["annotations"])
-        == status["total"]["accepted"]
-        == len(regions_by_mask(site.gateway, site.connection))
-    )
-
-
-def test_the_backend_command_serves_the_segmenter(
-    connect: Callable[[str], Site], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    site = connect("backend")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    monkeypatch.setenv("LS_PROPAGATE_BACKEND_PORT", str(port))
-    process = site.command("backend")
-    try:
-        deadline = time.monotonic() + 60
-        health = None
-        while health is None and time.monotonic() < deadline:
-            assert process.poll() is None, site.output.read_text()
-            with suppress(httpx.HTTPError):
-                health = httpx.get(f"http://127.0.0.1:{port}/health", timeout=1)
-        assert health is not None
-        assert health.json()["status"] == "UP"
-        assert httpx.get(f"http://127.0.0.1:{port}/versions").json()["versions"][0].startswith("precomputed-")
-    finally:
-        process.terminate()
-        process.wait(20)
-    monkeypatch.setenv("LS_PROPAGATE_BACKEND_HOST", "0.0.0.0")
-    assert site.command("backend").wait(60) == 1
-    assert "LS_PROPAGATE_BACKEND_PASSWORD" in site.output.read_text()
 
 
 def test_undoing_what_was_accepted_leaves_the_counts_of_before(connect: Callable[[str], Site]) -> None:

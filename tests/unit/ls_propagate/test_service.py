@@ -29,7 +29,7 @@ def waited_for(what):
 class Life:
     """A daemon in a thread, with a store of its own as another process would have it."""
 
-    def __init__(self, office, **settings):
+    def __init__(self, office, patient=False, **settings):
         self.settings = office.changed(**{"poll_seconds": 0.05, **settings})
         self.store = Store(self.settings.store_url)
         self.monitor = Monitor()
@@ -37,14 +37,12 @@ class Life:
         self.stop, self.wake = threading.Event(), threading.Event()
         self.steps = []
         self.error = None
-        self.thread = threading.Thread(target=self._run, args=[office.gateway])
+        self.thread = threading.Thread(target=self._run, args=[office.gateway, patient])
 
-    def _run(self, gateway):
+    def _run(self, gateway, patient):
+        told, more = self.steps.append, {"board": self.board, "patient": patient}
         try:
-            told = self.steps.append
-            service.run(
-                self.settings, self.store, gateway, self.monitor, self.stop, self.wake, told, board=self.board
-            )
+            service.run(self.settings, self.store, gateway, self.monitor, self.stop, self.wake, told, **more)
         except Exception as error:
             self.error = error
 
@@ -108,6 +106,29 @@ def test_a_store_that_fails_for_a_while_is_waited_for_and_read_again(begun, monk
         waited_for(lambda: any(isinstance(event, PageAnswered) for event in begun.store.events()))
         waited_for(life.monitor.ready)
         assert next(failures, None) is None
+    assert life.error is None
+
+
+def test_a_campaign_that_has_not_begun_is_waited_for_where_that_is_wished(office, monkeypatch):
+    monkeypatch.setattr(service, "LOCK_SECONDS", 0.05)
+    with running(office) as life:
+        waited_for(lambda: life.error)
+    begun, failures = Store.begun, iter([True, True])
+
+    def failing(self):
+        if next(failures, False):
+            raise StoreError("the database is away")
+        return begun(self)
+
+    monkeypatch.setattr(Store, "begun", failing)
+    with running(office, patient=True) as life:
+        waited_for(lambda: life.monitor.ready() == (False, "the database is away"))
+        waited_for(
+            lambda: life.monitor.ready() == (False, "no campaign has begun yet: run connect, detect and cluster")
+        )
+        office.prepared()
+        waited_for(lambda: life.steps)
+        assert life.monitor.ready()[0]
     assert life.error is None
 
 

@@ -1,0 +1,2 @@
+-- beside the daemon's own, which the image makes
+CREATE DATABASE labelstudio;
