@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit tests browser soak screenshots clean
+.PHONY: demo test check audit tests browser soak neighbours screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -29,6 +29,12 @@ tests: $(READY) browser
 soak: $(READY)
 	for part in unit/sync/test_machine unit/sync/test_crashes acceptance/test_faults acceptance/test_kills \
 		acceptance/test_load; do LS_PROPAGATE_SOAK=1 $(BIN)/pytest -s tests/$$part.py || exit 1; done
+
+# what other programs read of an export, in an environment of their own
+neighbours: $(READY)
+	$(PYTHON) -m venv .venv/neighbours
+	.venv/neighbours/bin/python -m pip install --quiet pycocotools datumaro fiftyone
+	NEIGHBOURS_PYTHON=.venv/neighbours/bin/python $(BIN)/pytest tests/unit/ls_propagate/neighbours.py
 
 # the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
 browser: $(READY)

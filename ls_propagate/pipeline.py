@@ -28,7 +28,7 @@ from ml_backend.segmenters.seed_set import Labeled
 from plugin.label_studio.clusters import BOARD_SETTINGS, tabs
 from plugin.label_studio.drawing import DRAWING_SETTINGS
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
-from plugin.label_studio.images import decode, file_name, image_key
+from plugin.label_studio.images import decode, file_names, image_key
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import HOTKEYS, Ask, Examples, config_of, instructions, settings_of, takes
 from plugin.label_studio.tabs import add_tabs
@@ -41,7 +41,7 @@ from propagation.gold import Checks, GoldPool, read_gold, write_gold
 from propagation.masks import MaskTable, read_table, write_table
 from propagation.progress import History
 from propagation.strategies import Strategy
-from propagation.summary import statement
+from propagation.summary import provenance, statement
 from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
 from sync.board import Place
 from sync.daemon import Daemon
@@ -604,24 +604,30 @@ def quality(
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:
-    """The accepted masks as a COCO dataset, each with the cluster that it was accepted with."""
-    table, cluster_of = campaign.table, campaign.deciding_cluster()
+    """The accepted masks as a COCO dataset, each with what stands behind it; all categories, also those without one.
+
+    An image's name is its path below the folder that all images of the campaign share, its key the whole address.
+    """
+    table, behind = campaign.table, provenance(campaign)
     rows = np.flatnonzero(campaign.accepted()).tolist()
     sizes = {int(table.image[row]): table.size[row].tolist() for row in range(len(table))}
     numbers = {task.image: task.task for task in tasks}
     keys = table.images.tolist()
+    names = file_names(keys)
     return {
         "info": {
             "description": f"campaign {campaign.name}. {statement(campaign)}",
             "claim": campaign.claim,
             "bound": campaign.search.bound(),
         },
+        "licenses": [],
         "images": [
             {
                 "id": numbers[keys[place]],
-                "file_name": file_name(keys[place]),
+                "file_name": names[place],
                 "height": sizes[place][0],
                 "width": sizes[place][1],
+                "key": keys[place],
             }
             for place in sorted({int(table.image[row]) for row in rows})
         ],
@@ -636,8 +642,8 @@ def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:
                 "bbox": table.box[row].tolist(),
                 "iscrowd": 0,
                 "score": float(table.score[row]),
-                "mask_id": str(table.ids[row]),
-                "cluster": cluster_of[row],
+                # the one place for them that datumaro, CVAT and FiftyOne read
+                "attributes": {"mask_id": str(table.ids[row]), **behind(row)},
             }
             for number, row in enumerate(rows, 1)
         ],
