@@ -604,7 +604,7 @@ def quality(
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask]) -> dict[str, Any]:
-    """The accepted masks as a COCO dataset, each with what stands behind it; all categories, also those without one.
+    """The accepted masks as a COCO dataset, each with what stands behind it, and all categories.
 
     An image's name is its path below the folder that all images of the campaign share, its key the whole address.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -73,7 +72,9 @@ def path_of(key: str) -> tuple[str, ...]:
 def file_names(keys: Sequence[str]) -> list[str]:
     """A name for each image, no two the same: its path below the folder that all have in common."""
     paths = [path_of(key) or ("image",) for key in keys]
-    common = len(os.path.commonprefix([path[:-1] for path in paths]))
+    folders = [path[:-1] for path in paths] or [()]
+    ends = list(zip(min(folders), max(folders), strict=False))  # what these two share, all between them do
+    common = next((place for place, (one, other) in enumerate(ends) if one != other), len(ends))
     names: dict[str, None] = {}
     for place, path in enumerate(paths):
         name = "/".join(path[common:])

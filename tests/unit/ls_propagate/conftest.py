@@ -83,7 +83,9 @@ def make_office(tmp_path, monkeypatch, box):
     monkeypatch.chdir(tmp_path)
     stores = []
 
-    def make(config=CONFIG, images=("a.png", "b.png"), broken=(), categories=("x", "Y"), masks=12, storage="") -> Office:
+    def make(
+        config=CONFIG, images=("a.png", "b.png"), broken=(), categories=("x", "Y"), masks=12, storage=""
+    ) -> Office:
         gateway = FakeGateway()
         project = gateway.create_project("cells", config, "", {}).id
         files = [(name, b"no image" if name in broken else png()) for name in images]
