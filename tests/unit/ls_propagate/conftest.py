@@ -79,7 +79,7 @@ class Office:
 
 @pytest.fixture
 def make_office(tmp_path, monkeypatch, box):
-    """An office over a project with some images, uploaded or in a storage, eight x and four Y predicted in each."""
+    """An office over a project with some images, uploaded or in a storage; eight x, four Y predicted in each."""
     monkeypatch.chdir(tmp_path)
     stores = []
 

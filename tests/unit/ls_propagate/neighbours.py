@@ -59,12 +59,13 @@ BEFORE = """
 import json, pathlib, sys
 import numpy as np
 from pycocotools import mask as coco
+OTHERS = ("score", "is_crowd", "campaign")
 FILE, ROOT = sys.argv[1], pathlib.Path(sys.argv[2])
 told = []
 def tell(name, categories, category, mask, attributes):
     rle = coco.encode(np.asfortranarray(mask, np.uint8))
     told.append([name, categories, categories[category], rle["size"], rle["counts"].decode(),
-                 {key: value for key, value in attributes.items() if key not in ("score", "is_crowd", "campaign")}])
+                 {key: value for key, value in attributes.items() if key not in OTHERS}])
 """
 
 

@@ -1,4 +1,4 @@
-"""The segmenter in label-studio-ml's own server: the library where it is installed, else what was recorded of it."""
+"""The segmenter in label-studio-ml's own server: the library where it is installed, else as recorded."""
 
 import importlib
 import importlib.util
