@@ -60,7 +60,7 @@ class Addresses:
             return self._allowed(f"{told}:", f"{self._base.scheme}://{self._base.netloc.decode()}{below}")
         if images.STORED.match(location):
             raise ImageError(
-                f"{told}: no storage of the project has it; add that in the project's settings, under Cloud Storage"
+                f"{told}: no storage of the project has it; add one in its settings, under Cloud Storage"
             )
         if not re.match(r"(?i)https?://", location):
             raise ImageError(

@@ -57,6 +57,12 @@ def lead(location: str, task: int) -> str:
     return f"/tasks/{task}/resolve/?fileuri={base64.urlsafe_b64encode(location.encode(errors='replace')).decode()}"
 
 
+def kept_as(location: str) -> str:
+    """The value that the server keeps for an image, and filters by: the storage's address, or the location."""
+    key = image_key(location)
+    return key if STORED.match(key) else location
+
+
 def path_of(key: str) -> tuple[str, ...]:
     """The path of an image key as a person would read it: host or bucket, folders, the file's name."""
     if STORED.match(key):

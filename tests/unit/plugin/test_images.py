@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from plugin.label_studio import images
-from plugin.label_studio.images import decode, file_names, image_key, lead, path_of
+from plugin.label_studio.images import decode, file_names, image_key, kept_as, lead, path_of
 from propagation.errors import ImageError
 
 HEIGHT, WIDTH = 4, 6
@@ -56,9 +56,10 @@ def test_a_local_file_may_be_called_anything() -> None:
 @pytest.mark.parametrize("key", ["s3://bucket/größe 1.png", "gs://bucket/a?b#c.png", "AZURE-BLOB://c/d/e.png"])
 def test_label_studio_leads_to_what_a_task_says_of_a_storage(key: str) -> None:
     assert re.fullmatch(r"/tasks/7/resolve/\?fileuri=[\w=-]+", lead(key, 7))
-    assert image_key(lead(key, 7)) == key
+    assert image_key(lead(key, 7)) == kept_as(lead(key, 7)) == key
     for other in ("/data/upload/1/a.png", "https://host/a.png", lead(key, 7)):
         assert lead(other, 7) == other
+    assert kept_as("/data/local-files/?d=a%20b.png&x=1") == "/data/local-files/?d=a%20b.png&x=1"
 
 
 def test_a_name_is_the_path_below_the_folder_that_all_share() -> None:
