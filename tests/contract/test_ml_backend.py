@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -73,8 +74,12 @@ def serving(
 ) -> Iterator[str]:
     """The backend on a free port of loopback; its address."""
 
+    @cache
+    def file(location: str) -> bytes:
+        return gateway.read_file(location)
+
     def read(location: str) -> np.ndarray[Any, Any]:
-        return decode(location, gateway.read_file(location))
+        return decode(location, file(location.partition("?again")[0]))
 
     app = create_app(segmenter or Bright(), VERSION, read, {}, password, seconds)
     sockets: dict[Any, Any] = {}
@@ -122,7 +127,7 @@ def retrieve(api: httpx.Client, project: int) -> None:
     """The action "Retrieve Predictions" for all tasks."""
     selected = {"selectedItems": {"all": True, "excluded": []}}
     action = {"id": "retrieve_tasks_predictions", "project": project}
-    api.post("dm/actions", params=action, json=selected).raise_for_status()
+    api.post("dm/actions", params=action, json=selected, timeout=300).raise_for_status()
 
 
 @pytest.mark.parametrize("password", [None, PASSWORD], ids=["open", "password"])
@@ -170,7 +175,7 @@ def test_of_many_tasks_each_gets_its_prediction_in_time_or_piece_by_piece(
 ) -> None:
     project = real_gateway.create_project("contract: many tasks", CONFIG, "", {}).id
     (url,) = real_gateway.upload(project, [("a.png", picture(4))])
-    real_gateway.import_tasks(project, [{"data": {"image": f"{url}?{n}"}} for n in range(MANY)])
+    real_gateway.import_tasks(project, [{"data": {"image": f"{url}?again={n}"}} for n in range(MANY)])
     segmenter = Bright(0.002)
     with serving(real_gateway, None, segmenter, IN_TIME if in_time else 0.3) as address:
         connect(api, project, address).raise_for_status()
@@ -244,7 +249,9 @@ def test_images_of_a_storage_are_known_and_read(
             "s3_endpoint": endpoint,
         }
         number = api.post("storages/s3", json=made).raise_for_status().json()["id"]
-        api.post(f"storages/s3/{number}/sync").raise_for_status()
+        state = api.post(f"storages/s3/{number}/sync").raise_for_status().json()
+        while state["status"] not in ("completed", "failed"):
+            state = api.get(f"storages/s3/{number}").raise_for_status().json()
         tasks = pool(real_gateway, project, "image")
         assert sorted(task.image for task in tasks) == [f"s3://bucket/{name}" for name in objects]
         contents = {f"s3://bucket/{name}": content for name, content in objects.items()}
