@@ -6,7 +6,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 READY := .venv/ready
 
-.PHONY: demo test check audit tests browser soak detectors stack screenshots clean
+.PHONY: demo test check audit tests browser soak detectors neighbours stack screenshots clean
 
 demo: $(READY)
 	$(BIN)/ls-propagate demo
@@ -34,6 +34,12 @@ soak: $(READY)
 # and this project with pytest. RECORD=1: write the record anew
 detectors:
 	$(PYTHON) -m pytest tests/records/detectors.py
+
+# what other programs read of an export, in an environment of their own
+neighbours: $(READY)
+	$(PYTHON) -m venv .venv/neighbours
+	.venv/neighbours/bin/python -m pip install --quiet pycocotools datumaro fiftyone
+	NEIGHBOURS_PYTHON=.venv/neighbours/bin/python $(BIN)/pytest tests/unit/ls_propagate/neighbours.py
 
 # the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
 browser: $(READY)

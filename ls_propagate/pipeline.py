@@ -28,7 +28,7 @@ from ml_backend.segmenters.seed_set import Labeled
 from plugin.label_studio.clusters import BOARD_SETTINGS, tabs
 from plugin.label_studio.drawing import DRAWING_SETTINGS
 from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
-from plugin.label_studio.images import decode, file_name, image_key
+from plugin.label_studio.images import decode, file_names, image_key
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import HOTKEYS, Ask, Examples, config_of, instructions, settings_of, takes
 from plugin.label_studio.tabs import add_tabs
@@ -41,7 +41,7 @@ from propagation.masks import MaskTable, read_table, write_table
 from propagation.progress import History
 from propagation.rounds import closed_images
 from propagation.strategies import Strategy
-from propagation.summary import statement
+from propagation.summary import provenance, statement
 from propagation.tree import ClusterTree, read_trees
 from sync.board import Place
 from sync.daemon import Daemon
@@ -553,19 +553,27 @@ def quality(
 
 
 def export_coco(campaign: Campaign, tasks: list[SourceTask], file: TextIO) -> tuple[int, int]:
-    """Write the accepted masks as a COCO dataset, each with the cluster that it was accepted with.
+    """Write the accepted masks as a COCO dataset, each with what stands behind it, and all categories.
 
+    An image's name is its path below the folder that all images of the campaign share, its key the whole address.
     One mask after the other, since all of them as objects are larger than the campaign. How many masks and images
     were written.
     """
-    table, cluster_of = campaign.table, campaign.deciding_cluster()
+    table, behind = campaign.table, provenance(campaign)
     rows = np.flatnonzero(campaign.accepted())
     numbers = {task.image: task.task for task in tasks}
+    names = file_names(table.images.tolist())
     places, first = np.unique(table.image[rows], return_index=True)
     number_of = {place: numbers[table.images[place].item()] for place in places.tolist()}
     sizes = table.size[rows[first]].tolist()
     images = (
-        {"id": number, "file_name": file_name(table.images[place].item()), "height": height, "width": width}
+        {
+            "id": number,
+            "file_name": names[place],
+            "height": height,
+            "width": width,
+            "key": table.images[place].item(),
+        }
         for (place, number), (height, width) in zip(number_of.items(), sizes, strict=True)
     )
     annotations = (
@@ -578,8 +586,8 @@ def export_coco(campaign: Campaign, tasks: list[SourceTask], file: TextIO) -> tu
             "bbox": table.box[row].tolist(),
             "iscrowd": 0,
             "score": float(table.score[row]),
-            "mask_id": str(table.ids[row]),
-            "cluster": cluster_of[row],
+            # the one place for them that datumaro, CVAT and FiftyOne read
+            "attributes": {"mask_id": str(table.ids[row]), **behind(row)},
         }
         for number, row in enumerate(rows.tolist(), 1)
     )
@@ -589,18 +597,19 @@ def export_coco(campaign: Campaign, tasks: list[SourceTask], file: TextIO) -> tu
             "claim": campaign.claim,
             "bound": campaign.search.bound(),
         },
+        "licenses": [],
         "images": images,
         "categories": [{"id": place, "name": name} for place, name in enumerate(table.categories, 1)],
         "annotations": annotations,
     }
-    for before, (name, part) in zip(("{", ", ", ", ", ", "), parts.items(), strict=True):
-        file.write(f'{before}"{name}": ')
+    for count, (name, part) in enumerate(parts.items()):
+        file.write(f'{", " if count else "{"}"{name}": ')
         if isinstance(part, dict):
             file.write(json.dumps(part))
             continue
         file.write("[")
-        for count, entry in enumerate(part):
-            file.write((", " if count else "") + json.dumps(entry))
+        for place, entry in enumerate(part):
+            file.write((", " if place else "") + json.dumps(entry))
         file.write("]")
     file.write("}")
     return len(rows), len(places)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
-from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
 from flask import Flask, Response, jsonify
 
-from ml_backend.detect import segment
+from ml_backend.detect import Found, segment
 from ml_backend.segmenters.base import Segmenter
 from plugin import web
-from plugin.label_studio.images import image_key
+from plugin.label_studio.images import image_key, lead
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.regions import regions_of
 from propagation.errors import ImageError, PropagateError, ServerError
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
+IN_TIME = 60.0  # seconds; Label Studio gives up after 100, as it comes (ML_TIMEOUT_PREDICT)
 LARGEST = 100 * 2**20  # bytes: Label Studio sends all tasks of a project at once, with their annotations
 LONGEST_ERROR, LONGEST_NAME = 2000, 100  # characters
 
@@ -35,13 +36,15 @@ def create_app(
     read: Callable[[str], bytes],
     names: Mapping[str, str],
     password: str | None = None,
+    seconds: float = IN_TIME,
 ) -> Flask:
     """The backend's WSGI application.
 
     read: the file of a task's image value, called in threads; names: category to label where they differ.
     password: what Label Studio must send by basic authentication, as any user; None lets
-    everyone in.
+    everyone in. seconds: see ``Predictor``.
     """
+    predictor = Predictor(segmenter, model_version, read, names, seconds)
     app = Flask(__name__, static_folder=None)
     # Label Studio sends no credentials with events, and nothing is done upon one
     web.guard(app, password, {"/health", "/webhook"}, LARGEST)
@@ -71,10 +74,7 @@ def create_app(
         body = web.read_json()
         if not _is_request(body):
             return web.refusal(400, "send JSON with tasks (a list) and label_config")
-        labeling = read_labeling(body["label_config"], segmenter.categories, names, _named(body.get("project")))
-        locations = [(task.get("data") or {}).get(labeling.field) for task in body["tasks"]]
-        predictions = _predictions(locations, read, segmenter, labeling)
-        return jsonify(results=[{"model_version": model_version, **prediction} for prediction in predictions])
+        return jsonify(results=predictor.answer(body["tasks"], body["label_config"], _named(body.get("project"))))
 
     @app.post("/webhook")
     def webhook() -> Response:
@@ -84,21 +84,82 @@ def create_app(
     return app
 
 
+class Predictor:
+    """Answers requests for predictions, as Label Studio makes them.
+
+    seconds: after which a request for many tasks is answered with the first prediction alone. Label Studio then
+    asks for one task after the other, each with its whole time limit; what was found is kept until it does so.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        model_version: str,
+        read: Callable[[str], bytes],
+        names: Mapping[str, str],
+        seconds: float = IN_TIME,
+    ) -> None:
+        self.model_version = model_version
+        self._segmenter, self._read, self._names, self._seconds = segmenter, read, names, seconds
+        self._found: dict[tuple[str, Any], Json] = {}  # labeling config, image: of the latest request cut short
+
+    def answer(self, tasks: Sequence[Json], label_config: str, project: str) -> list[Json]:
+        """A prediction a task, in order, or the first alone. Raises ConfigError for a config that does not fit."""
+        labeling = read_labeling(label_config, self._segmenter.categories, self._names, project)
+        locations = [_location(task, labeling.field) for task in tasks]
+        kept = self._found.pop((label_config, locations[0]), None) if len(tasks) == 1 else None
+        if kept is not None:
+            return [kept]
+        found = _predictions(locations, self._read, self._segmenter, labeling, time.monotonic() + self._seconds)
+        results = [{"model_version": self.model_version, **prediction} for prediction in found]
+        if len(results) == len(tasks):
+            return results
+        self._found = {(label_config, at): one for at, one in zip(locations, results, strict=False)}
+        return results[:1]
+
+
+def _location(task: Json, field: str) -> Any:
+    """The image value of a task, as Label Studio would lead to it."""
+    location, number = (task.get("data") or {}).get(field), task.get("id")
+    known = isinstance(location, str) and isinstance(number, int)
+    return lead(str(location), int(number or 0)) if known else location
+
+
 def _predictions(
-    locations: Sequence[Any], read: Callable[[str], bytes], segmenter: Segmenter, labeling: Labeling
+    locations: Sequence[Any],
+    read: Callable[[str], bytes],
+    segmenter: Segmenter,
+    labeling: Labeling,
+    until: float,
 ) -> Iterator[Json]:
-    """A prediction a task, in order; an empty one where it has no image that can be read."""
+    """A prediction a task, in order; an empty one where it has no image that can be read.
+
+    until: by the monotonic clock; no batch is begun after it but the first.
+    """
     addresses = [location for location in locations if isinstance(location, str) and location]
     keys = [image_key(address) for address in addresses]
     address_of = dict(zip(keys, addresses, strict=True))
     batches = segment(segmenter, keys, lambda key: read(address_of[key]), skip_unreadable=True)
-    found = zip(keys, chain.from_iterable(batches), strict=True)
+    found = zip(keys, _in_time(batches, until), strict=False)
     for location in locations:
-        key, item = next(found) if isinstance(location, str) and location else ("", NOTHING)
+        item: Found | None = NOTHING
+        key = ""
+        if isinstance(location, str) and location:
+            key, item = next(found, ("", None))
+        if item is None:
+            return
         if isinstance(item, ImageError):
             log.warning("%s", item)
             item = NOTHING
         yield _prediction(key, item, segmenter, labeling)
+
+
+def _in_time(batches: Iterator[Sequence[Found]], until: float) -> Iterator[Found]:
+    """What the batches hold, until it is late; the first one in any case."""
+    for batch in batches:
+        yield from batch
+        if time.monotonic() > until:
+            return
 
 
 def _prediction(key: str, detections: Detections, segmenter: Segmenter, labeling: Labeling) -> Json:

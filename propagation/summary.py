@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import floor
 from typing import Any
@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from propagation.campaign import UNASKED, Campaign
+from propagation.campaign import UNASKED, YES, Campaign
+
+BY_ITSELF = ("page/", "command/")  # decisions of which the share of a cluster says nothing
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,28 @@ def _claimed(campaign: Campaign) -> str:
         return "Nothing is accepted yet, so nothing is promised."
     said = "" if estimate is None else f", {estimate:.1%}"
     return f"The share of right masks{said} is an estimate from the answers, not a promise."
+
+
+def provenance(campaign: Campaign) -> Callable[[int], dict[str, Any]]:
+    """What stands behind an accepted mask, by its row: campaign, cluster, decision, whether it was itself judged
+    right, and, as ``promise`` or ``estimate``, the share of right masks that is claimed, or None.
+    """
+    cluster, reasons = campaign.deciding_cluster(), campaign.reasons()
+    cluster = np.where(cluster == None, campaign.front(), cluster)  # noqa: E711  of each
+    share: dict[str, float | None] = {}
+
+    def of(row: int) -> dict[str, Any]:
+        if cluster[row] not in share:
+            share[cluster[row]] = campaign.search.share(cluster[row])
+        return {
+            "campaign": campaign.name,
+            "cluster": cluster[row],
+            "decision": reasons[row],
+            "verified": bool(campaign.verdict[row] == YES),
+            campaign.claim: None if reasons[row].startswith(BY_ITSELF) else share[cluster[row]],
+        }
+
+    return of
 
 
 def share_text(share: float) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from plugin.board import render
 from plugin.label_studio.gateway import Gateway
+from plugin.label_studio.images import kept_as
 from plugin.label_studio.tabs import make_source_tabs, source_tabs, update_source_tabs
 from propagation.campaign import Campaign
 from propagation.errors import ServerError
@@ -103,7 +104,7 @@ class Overview:
         left = undecided_masks(campaign)
         places = {image: place for place, image in enumerate(campaign.table.images.tolist())}
         found = [
-            (-int(left[places[task.image]]), task.task, task.location)
+            (-int(left[places[task.image]]), task.task, kept_as(task.location))
             for task in self._tasks
             if task.image in places and len(campaign.standing(task.task))
         ]

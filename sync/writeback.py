@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from plugin.label_studio.gateway import Gateway, Json, chunks, moment
 from plugin.label_studio.regions import META, digest, in_words
-from propagation.campaign import YES, Campaign
+from propagation.campaign import Campaign
 from propagation.events import ImageTaken, MasksWritten, WriteIntended
+from propagation.summary import provenance
 from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
 from sync.store import SourceTask
 
 PATCHES_AT_FIRST = 4
 DRAWN_AHEAD = 1000  # images
 DRAWN_AT_ONCE = 25
-BY_ITSELF = ("page/", "command/")  # decisions of which the share of a cluster says nothing
 Record = Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None]
 Rows = NDArray[np.int64]
 
@@ -124,10 +124,7 @@ class _Images:
 
     def items(self, images: Rows) -> list[Due]:
         """What images should hold now."""
-        campaign, table = self._campaign, self._campaign.table
-        cluster, reasons = campaign.deciding_cluster(), campaign.reasons()
-        cluster = np.where(cluster == None, campaign.front(), cluster)  # noqa: E711  of each
-        share: dict[str, float | None] = {}
+        table, behind = self._campaign.table, provenance(self._campaign)
         found = []
         for place in images.tolist():
             rows = self._rows(place)
@@ -136,15 +133,7 @@ class _Images:
             if not np.array_equal(made.rows, rows):
                 made = self._drawn(rows)
             for row, region in made.regions:
-                if cluster[row] not in share:
-                    share[cluster[row]] = campaign.search.share(cluster[row])
-                region["meta"][META] |= {
-                    "campaign": campaign.name,
-                    "cluster": cluster[row],
-                    "decision": reasons[row],
-                    "verified": bool(campaign.verdict[row] == YES),
-                    campaign.claim: None if reasons[row].startswith(BY_ITSELF) else share[cluster[row]],
-                }
+                region["meta"][META] |= behind(row)
                 region["meta"]["text"] = [in_words(region["meta"][META])]
             task = self._tasks[place]
             masks = tuple(table.ids[rows].tolist())

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from ml_backend.segmenters.base import Image
+from plugin.label_studio.images import path_of
 from propagation.columns import Runs
 from propagation.errors import InputError, MaskError
 from propagation.masks import Detections
@@ -215,7 +215,7 @@ class _Names:
 
     def find(self, key: str) -> int | None:
         """The image of a key: by its whole name, by the longest end of its path, then by last names alone."""
-        parts = _path(key).parts
+        parts = path_of(key)
         for spelling in (key, *("/".join(parts[start:]) for start in range(len(parts)))):
             if spelling in self._whole:
                 return self._whole[spelling]
@@ -229,13 +229,6 @@ class _Names:
                 "make the file names differ, or keep their folders in the project's image paths"
             )
         return self._whole[names[0]] if names else None
-
-
-def _path(key: str) -> PurePosixPath:
-    """The path of an image key: the URL's, or its ``d`` parameter (Label Studio's local files)."""
-    url = urlsplit(key)
-    local = parse_qs(url.query).get("d")
-    return PurePosixPath(local[0] if local else unquote(url.path))
 
 
 def _stored(name: str) -> str:

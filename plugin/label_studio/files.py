@@ -58,6 +58,10 @@ class Addresses:
             # a task's own path is the server's, with or without the sub-path that the server has
             below = location if location.startswith(self._base.path) else self._base.path + location[1:]
             return self._allowed(f"{told}:", f"{self._base.scheme}://{self._base.netloc.decode()}{below}")
+        if images.STORED.match(location):
+            raise ImageError(
+                f"{told}: no storage of the project has it; add one in its settings, under Cloud Storage"
+            )
         if not re.match(r"(?i)https?://", location):
             raise ImageError(
                 f"{told}: only http(s) addresses and the server's own paths can be read; let Label Studio serve it"
@@ -164,7 +168,9 @@ class Files:
             if answer.status_code in STUMBLES or answer.is_server_error:
                 error = Unreachable(f"{told} answers {answer.status_code}; run the command again when it is well")
                 raise Passing(error, after=asked_to_wait(answer))
-            raise ImageError(f"{told} answers {answer.status_code}; restore the file, or delete the task")
+            stored = own and images.LEADS.search(answer.url.path)
+            remedy = "see to the project's cloud storage" if stored else "restore the file, or delete the task"
+            raise ImageError(f"{told} answers {answer.status_code}; {remedy}")
         content = bytearray()
         for part in answer.iter_bytes():
             content += part

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from propagation.errors import ImageError
 
 LOCAL_FILES = "/data/local-files/"
+STORED = re.compile(r"(?:s3|gs|azure-blob)://", re.IGNORECASE)  # storages that Label Studio leads to
+LEADS = re.compile(r"/(?:tasks|projects)/\d+/resolve/?$")
 #: What is read. Not what runs a program (EPS runs Ghostscript), wraps other formats (PDF, ICNS), or is no image.
 FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 LARGEST = 200_000_000  # pixels: some 1.4 GB while an image is decoded, 0.6 GB after
@@ -29,24 +33,71 @@ Image.MAX_IMAGE_PIXELS = None  # the limit here is checked before decoding, in w
 def image_key(location: str) -> str:
     """The key by which an image is known: its task's value without the query string.
 
-    A signed address changes its query with every signature. Label Studio's local files are the exception:
-    there the query names the file. What is no address at all is its own key, percent-encoded.
+    A signed address changes its query with every signature. Where Label Studio leads to a storage, the key is
+    the storage's address, ``s3://bucket/folder/a.png``, as it is in tasks that hold that address itself; of Label
+    Studio's local files, the query names the file. What is no address at all is its own key, percent-encoded.
     """
+    if STORED.match(location):
+        return location
     try:
         parts = urlsplit(location)
     except ValueError:
         return quote(location, errors="surrogatepass")
+    if LEADS.search(parts.path) and (stored := _stored(parse_qs(parts.query).get("fileuri", [""])[0])):
+        return stored
     if parts.path.endswith(LOCAL_FILES):
         named = parse_qs(parts.query).get("d", [""])[0]
         return f"{parts._replace(query='', fragment='').geturl()}?d={named}"
     return parts._replace(query="", fragment="").geturl()
 
 
-def file_name(key: str) -> str:
-    """The last path segment of an image key, as a person would read it."""
-    parts = urlsplit(key)
-    path = parse_qs(parts.query).get("d", [""])[0] if parts.query.startswith("d=") else parts.path
-    return unquote(path).rsplit("/", 1)[-1]
+def lead(location: str, task: int) -> str:
+    """Where Label Studio leads to the image of a task that holds a storage's address; of others, the location."""
+    if not STORED.match(location):
+        return location
+    return f"/tasks/{task}/resolve/?fileuri={base64.urlsafe_b64encode(location.encode(errors='replace')).decode()}"
+
+
+def kept_as(location: str) -> str:
+    """The value that the server keeps for an image, and filters by: the storage's address, or the location."""
+    key = image_key(location)
+    return key if STORED.match(key) else location
+
+
+def path_of(key: str) -> tuple[str, ...]:
+    """The path of an image key as a person would read it: host or bucket, folders, the file's name."""
+    if STORED.match(key):
+        path = key.partition("://")[2]  # what a storage calls a file is not encoded
+    elif f"{LOCAL_FILES}?d=" in key:
+        path = key.partition("?d=")[2]
+    else:
+        parts = urlsplit(key)
+        path = f"{parts.netloc}/{unquote(parts.path)}"
+    return tuple(step for step in path.split("/") if step not in ("", ".", ".."))
+
+
+def file_names(keys: Sequence[str]) -> list[str]:
+    """A name for each image, no two the same: its path below the folder that all have in common."""
+    paths = [path_of(key) or ("image",) for key in keys]
+    folders = [path[:-1] for path in paths] or [()]
+    ends = list(zip(min(folders), max(folders), strict=False))  # what these two share, all between them do
+    common = next((place for place, (one, other) in enumerate(ends) if one != other), len(ends))
+    names: dict[str, None] = {}
+    for place, path in enumerate(paths):
+        name = "/".join(path[common:])
+        while name in names:
+            name = f"{place}/{name}"
+        names[name] = None
+    return list(names)
+
+
+def _stored(uri: str) -> str:
+    """The storage's address in a ``fileuri``, read as Label Studio does; empty where it holds none."""
+    try:
+        text = base64.urlsafe_b64decode(uri.encode()).decode()
+    except ValueError:
+        text = unquote(uri)
+    return text if STORED.match(text) else ""
 
 
 def decode(location: str, content: bytes) -> NDArray[np.uint8]:

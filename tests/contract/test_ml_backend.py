@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 import numpy as np
@@ -16,11 +20,14 @@ import waitress
 from pycocotools import mask as coco
 
 from ls_propagate.demo.server import Server
+from ml_backend.reading import IMAGES_AT_ONCE
 from ml_backend.segmenters.base import Image
-from ml_backend.server import create_app
+from ml_backend.server import IN_TIME, create_app
 from plugin.label_studio.gateway import LabelStudioGateway
 from plugin.label_studio.regions import rle_of
+from propagation.errors import ImageError
 from propagation.masks import Detections
+from sync.source import pool
 
 CONFIG = """
 <View>
@@ -33,11 +40,17 @@ VERSION = "bright-1"
 
 
 class Bright:
-    """What is bright is a cell."""
+    """What is bright is a cell, found in some seconds an image."""
 
     categories = ("cell",)
 
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+        self.calls: list[int] = []
+
     def segment(self, images: Sequence[Image]) -> Sequence[Detections]:
+        self.calls.append(len(images))
+        time.sleep(self.seconds * len(images))
         return [self._one(image.pixels) for image in images]
 
     def _one(self, pixels: np.ndarray[Any, Any]) -> Detections:
@@ -56,9 +69,19 @@ def picture(left: int) -> bytes:
 
 
 @contextmanager
-def serving(gateway: LabelStudioGateway, password: str | None) -> Iterator[str]:
+def serving(
+    gateway: LabelStudioGateway, password: str | None, segmenter: Bright | None = None, seconds: float = IN_TIME
+) -> Iterator[str]:
     """The backend on a free port of loopback; its address."""
-    app = create_app(Bright(), VERSION, gateway.read_file, {}, password)
+
+    @cache
+    def file(location: str) -> bytes:
+        return gateway.read_file(location)
+
+    def read(location: str) -> bytes:
+        return file(location.partition("?again")[0])
+
+    app = create_app(segmenter or Bright(), VERSION, read, {}, password, seconds)
     sockets: dict[Any, Any] = {}
     server = waitress.create_server(app, host="127.0.0.1", port=0, map=sockets)
     thread = threading.Thread(target=server.run)
@@ -100,6 +123,13 @@ def with_password(password: str) -> dict[str, str]:
     return {"auth_method": "BASIC_AUTH", "basic_auth_user": "label-studio", "basic_auth_pass": password}
 
 
+def retrieve(api: httpx.Client, project: int) -> None:
+    """The action "Retrieve Predictions" for all tasks."""
+    selected = {"selectedItems": {"all": True, "excluded": []}}
+    action = {"id": "retrieve_tasks_predictions", "project": project}
+    api.post("dm/actions", params=action, json=selected, timeout=300).raise_for_status()
+
+
 @pytest.mark.parametrize("password", [None, PASSWORD], ids=["open", "password"])
 def test_label_studio_gets_predictions_of_all_its_tasks(
     api: httpx.Client, real_gateway: LabelStudioGateway, project: int, password: str | None
@@ -112,10 +142,8 @@ def test_label_studio_gets_predictions_of_all_its_tasks(
         assert backend["model_version"] == VERSION
         assert api.get(f"ml/{backend['id']}/versions").json()["versions"] == [VERSION]
 
-        selected = {"selectedItems": {"all": True, "excluded": []}}
-        action = {"id": "retrieve_tasks_predictions", "project": project}
         for _ in range(2):
-            api.post("dm/actions", params=action, json=selected).raise_for_status()
+            retrieve(api, project)
 
     tasks = list(real_gateway.tasks(project, ["predictions", "result", "model_version", "score"]))
     assert [len(task["predictions"]) for task in tasks] == [1, 1, 1]
@@ -136,3 +164,109 @@ def test_label_studio_is_not_let_in_without_the_password(
         answer = connect(api, project, url, **given)
         assert answer.status_code == 400
         assert api.get("ml", params={"project": project}).json() == []
+
+
+MANY = 270
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_of_many_tasks_each_gets_its_prediction_in_time_or_piece_by_piece(
+    api: httpx.Client, real_gateway: LabelStudioGateway, in_time: bool
+) -> None:
+    project = real_gateway.create_project("contract: many tasks", CONFIG, "", {}).id
+    (url,) = real_gateway.upload(project, [("a.png", picture(4))])
+    real_gateway.import_tasks(project, [{"data": {"image": f"{url}?again={n}"}} for n in range(MANY)])
+    segmenter = Bright(0.002)
+    with serving(real_gateway, None, segmenter, IN_TIME if in_time else 0.3) as address:
+        connect(api, project, address).raise_for_status()
+        retrieve(api, project)
+    tasks = list(real_gateway.tasks(project, ["predictions", "result"]))
+    assert [len(task["predictions"]) for task in tasks] == [1] * MANY
+    assert all(len(task["predictions"][0]["result"]) == 1 for task in tasks)
+    assert sum(segmenter.calls) == MANY  # none was looked at twice
+    assert (1 in segmenter.calls) is not in_time
+    assert segmenter.calls[0] == IMAGES_AT_ONCE
+
+
+@contextmanager
+def storage(objects: dict[str, bytes]) -> Iterator[str]:
+    """A stand-in for S3 with one bucket of objects; its address."""
+
+    class Bucket(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(b"")
+
+        def do_GET(self) -> None:
+            key = unquote(urlsplit(self.path).path).removeprefix("/bucket").strip("/")
+            if not key:
+                listed = "".join(
+                    f"<Contents><Key>{name}</Key><Size>{len(content)}</Size>"
+                    "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
+                    for name, content in objects.items()
+                )
+                self.answer(f"<ListBucketResult><Name>bucket</Name>{listed}</ListBucketResult>".encode())
+            elif "Signature" not in self.path and "Signature" not in self.headers.get("Authorization", ""):
+                self.answer(b"not signed", 403)
+            else:
+                self.answer(objects.get(key, b"none"), 200 if key in objects else 404)
+
+        def answer(self, content: bytes, status: int = 200) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Content-Type", "application/xml" if content[:1] == b"<" else "image/png")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *told: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bucket)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("presign", [True, False], ids=["led elsewhere", "by the server"])
+def test_images_of_a_storage_are_known_and_read(
+    api: httpx.Client, label_studio: Server, real_gateway: LabelStudioGateway, presign: bool
+) -> None:
+    objects = {"set/train/größe 1.png": picture(4), "set/val/größe 1.png": picture(30)}
+    with storage(objects) as endpoint:
+        project = real_gateway.create_project("contract: a storage", CONFIG, "", {}).id
+        made = {
+            "project": project,
+            "bucket": "bucket",
+            "use_blob_urls": True,
+            "presign": presign,
+            "aws_access_key_id": "key",
+            "aws_secret_access_key": "secret",
+            "region_name": "eu-west-1",
+            "s3_endpoint": endpoint,
+        }
+        number = api.post("storages/s3", json=made).raise_for_status().json()["id"]
+        state = api.post(f"storages/s3/{number}/sync").raise_for_status().json()
+        while state["status"] not in ("completed", "failed"):
+            state = api.get(f"storages/s3/{number}").raise_for_status().json()
+        tasks = pool(real_gateway, project, "image")
+        assert sorted(task.image for task in tasks) == [f"s3://bucket/{name}" for name in objects]
+        contents = {f"s3://bucket/{name}": content for name, content in objects.items()}
+        host = urlsplit(endpoint).netloc
+        if presign:
+            with pytest.raises(ImageError, match=f"its host {host} is not trusted; add it to image_hosts"):
+                real_gateway.read_file(tasks[0].location)
+        with closing(LabelStudioGateway(label_studio.url, label_studio.token, [host])) as trusting:
+            reading = trusting if presign else real_gateway
+            for task in tasks:
+                assert reading.read_file(task.location) == contents[task.image]
+            with pytest.raises(ImageError, match=r"image 's3://bucket/none\.png'"):
+                reading.read_file(tasks[0].location.partition("=")[0] + "=" + quote("s3://bucket/none.png"))
+            with serving(reading, None) as address:
+                connect(api, project, address).raise_for_status()
+                retrieve(api, project)
+    found = list(real_gateway.tasks(project, ["predictions", "result"]))
+    assert [len(task["predictions"][0]["result"]) for task in found] == [1, 1]

@@ -79,15 +79,18 @@ class Office:
 
 @pytest.fixture
 def make_office(tmp_path, monkeypatch, box):
-    """An office over a project with some images, eight x and four Y predicted in each."""
+    """An office over a project with some images, uploaded or in a storage; eight x, four Y predicted in each."""
     monkeypatch.chdir(tmp_path)
     stores = []
 
-    def make(config=CONFIG, images=("a.png", "b.png"), broken=(), categories=("x", "Y"), masks=12) -> Office:
+    def make(
+        config=CONFIG, images=("a.png", "b.png"), broken=(), categories=("x", "Y"), masks=12, storage=""
+    ) -> Office:
         gateway = FakeGateway()
         project = gateway.create_project("cells", config, "", {}).id
         files = [(name, b"no image" if name in broken else png()) for name in images]
-        urls = gateway.upload(project, files)
+        urls = [storage + name for name in images] if storage else gateway.upload(project, files)
+        gateway.files.update(zip(urls, (content for _, content in files), strict=True))
         gateway.import_tasks(project, [{"data": {"image": url}} for url in urls])
         coco = {
             "images": [{"id": number, "file_name": name} for number, name in enumerate(images, 1)],

@@ -336,7 +336,7 @@ def test_the_export_holds_just_the_accepted_masks(office, tmp_path, recwarn):
     dataset = exported(office)
     loaded = load_coco(tmp_path, dataset)
     made = loaded.loadAnns(loaded.getAnnIds())
-    assert {one["mask_id"] for one in made} == set(campaign.table.ids[campaign.accepted()].tolist())
+    assert {one["attributes"]["mask_id"] for one in made} == set(campaign.table.ids[campaign.accepted()].tolist())
     assert [category["name"] for category in loaded.loadCats(loaded.getCatIds())] == ["x", "Y"]
     assert {one["category_id"] for one in made} == {1}
     assert sorted(image["file_name"].rsplit("-")[-1] for image in dataset["images"]) == ["a.png", "b.png"]
@@ -346,12 +346,27 @@ def test_the_export_holds_just_the_accepted_masks(office, tmp_path, recwarn):
     }
     for image in loaded.getImgIds():
         here = loaded.loadAnns(loaded.getAnnIds(imgIds=[image]))
-        assert {one["mask_id"] for one in here} == written[image]
+        assert {one["attributes"]["mask_id"] for one in here} == written[image]
     for one in made:
         assert one["area"] == 25
         assert one["bbox"][2:] == [5, 5]
-        assert one["cluster"].startswith("x/")
+        assert one["attributes"]["cluster"].startswith("x/")
+        assert one["attributes"]["decision"].partition("/")[0] in {"cluster", "page"}
+        assert set(one["attributes"]) == {"mask_id", "campaign", "cluster", "decision", "verified", "estimate"}
         assert loaded.annToRLE(one)["size"] == [32, 32]
+
+
+def test_images_of_one_name_in_two_folders_stay_two_in_the_export(make_office, tmp_path):
+    names = ("train/a.png", "val/a.png", "val/größe 1%20.png")
+    office = make_office(images=names, storage="s3://bucket/set/").prepared().finished()
+    exported = pipeline.export_coco(
+        pipeline.open_campaign(office.store, office.settings), office.store.source_tasks()
+    )
+    assert [(image["file_name"], image["key"]) for image in exported["images"]] == [
+        (name, f"s3://bucket/set/{name}") for name in names
+    ]
+    loaded = load_coco(tmp_path, exported)
+    assert [len(loaded.getAnnIds(imgIds=[image])) for image in loaded.getImgIds()] == [8, 8, 8]
 
 
 def test_a_campaign_that_accepted_nothing_exports_an_empty_dataset(office, tmp_path):

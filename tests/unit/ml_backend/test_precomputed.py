@@ -97,7 +97,6 @@ def test_a_mask_is_read_in_each_of_cocos_ways(saved, segmentation):
         "/data/upload/3/0123abcd-a.png",
         "/data/upload/3/0123abcd-a.png?token=x",
         "/data/local-files/?d=folder/a.png",
-        "/data/local-files/?d=folder%2Fa.png",
         "s3://bucket/folder/a.png",
         "https://host/a.png?signature=b.png",
     ],

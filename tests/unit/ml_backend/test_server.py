@@ -313,3 +313,36 @@ def test_without_a_password_only_loopback_names_are_answered(client: FlaskClient
 def test_the_description_names_every_address(client: FlaskClient) -> None:
     routes = {rule.rule for rule in client.application.url_map.iter_rules()}
     assert set(client.get("/openapi.json").get_json()["paths"]) == routes
+
+
+@pytest.mark.parametrize("seconds", [60.0, -1.0])
+def test_where_time_is_short_the_tasks_are_asked_for_one_by_one(seconds: float) -> None:
+    asked: list[str] = []
+
+    def reading(location: str) -> np.ndarray[Any, Any]:
+        asked.append(location)
+        return read(location)
+
+    client = create_app(Bars(), "bars-1", reading, {}, None, seconds).test_client()
+    photos = ["/grey.png", "/white.png", "/black.png"] * 20
+    answer = client.post("/predict", json=request(*photos)).get_json()["results"]
+    assert len(answer) == (1 if seconds < 0 else len(photos))
+    assert len(asked) == (server.IMAGES_AT_ONCE if seconds < 0 else len(photos))
+    before = len(asked)
+    alone = [client.post("/predict", json=request(photo)).get_json()["results"] for photo in photos[:3]]
+    assert [len(one["result"]) for (one,) in alone] == [1, 2, 0]
+    assert alone[0] == answer[:1]
+    assert len(asked) - before == (0 if seconds < 0 else 3)  # what was found before is not looked for again
+
+
+def test_a_storages_image_is_read_where_label_studio_leads_to_it() -> None:
+    asked: list[str] = []
+
+    def reading(location: str) -> np.ndarray[Any, Any]:
+        asked.append(location)
+        return read("/grey.png")
+
+    body = request("s3://bucket/a.png", "/grey.png")
+    body["tasks"][0]["id"] = 17
+    create_app(Bars(), "bars-1", reading, {}).test_client().post("/predict", json=body)
+    assert asked == ["/tasks/17/resolve/?fileuri=czM6Ly9idWNrZXQvYS5wbmc=", "/grey.png"]

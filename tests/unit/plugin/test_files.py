@@ -135,6 +135,14 @@ def test_an_image_that_is_not_there_is_said_not_to_be(status: int) -> None:
         assert len(web.sent) == 1
 
 
+@pytest.mark.parametrize("status", [403, 404, 424])
+def test_what_a_storage_does_not_give_is_no_fault_of_the_task(status: int) -> None:
+    said = Web(httpx.Response(status)).failure(ImageError, "/tasks/5/resolve/?fileuri=czM6Ly9iL2EucG5n")
+    assert (
+        f"image 's3://b/a.png': label-studio.example answers {status}; see to the project's cloud storage" in said
+    )
+
+
 def test_a_token_that_is_refused_is_no_fault_of_the_image() -> None:
     web = Web(httpx.Response(401, json={"detail": "Invalid token."}))
     assert "LABEL_STUDIO_API_KEY" in web.failure(Refused)
@@ -203,8 +211,9 @@ def test_nothing_is_sent_to_a_host_that_is_not_trusted(location: str) -> None:
     ("location", "remedy"),
     [
         ("file://label-studio.example/etc/passwd", "let Label Studio serve it"),
-        ("s3://bucket/a.png", "let Label Studio serve it"),
-        ("gs://bucket/a.png", "let Label Studio serve it"),
+        ("s3://bucket/a.png", "add one in its settings, under Cloud Storage"),
+        ("gs://bucket/a.png", "add one in its settings, under Cloud Storage"),
+        ("azure-blob://container/a.png", "add one in its settings, under Cloud Storage"),
         ("//evil.example/a.png", "let Label Studio serve it"),
         ("https:images.example/a.png", "let Label Studio serve it"),
         ("images.example/a.png", "let Label Studio serve it"),

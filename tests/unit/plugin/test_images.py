@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import struct
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from PIL import Image
 
 from plugin.label_studio import images
-from plugin.label_studio.images import decode, file_name, image_key
+from plugin.label_studio.images import decode, file_names, image_key, kept_as, lead, path_of
 from propagation.errors import ImageError
 
 HEIGHT, WIDTH = 4, 6
@@ -29,7 +30,12 @@ HEIGHT, WIDTH = 4, 6
         ("/data/upload/3/0123abcd-a.png", "/data/upload/3/0123abcd-a.png", "0123abcd-a.png"),
         ("https://host/b/a.png?X-Signature=1&Expires=2#top", "https://host/b/a.png", "a.png"),
         ("s3://bucket/folder/a.png", "s3://bucket/folder/a.png", "a.png"),
-        ("gs://bucket/a.png?generation=5", "gs://bucket/a.png", "a.png"),
+        ("gs://bucket/100%20a#1?.png", "gs://bucket/100%20a#1?.png", "100%20a#1?.png"),
+        ("azure-blob://container/x/a.png", "azure-blob://container/x/a.png", "a.png"),
+        ("/tasks/5/resolve/?fileuri=czM6Ly9iL2cvxLEgPy5wbmc=", "s3://b/g/ı ?.png", "ı ?.png"),
+        ("http://ls/x/projects/7/resolve?fileuri=Z3M6Ly9iL2EucG5n&n=1", "gs://b/a.png", "a.png"),
+        ("/tasks/5/resolve/?fileuri=s3%3A%2F%2Fb%2Fa.png", "s3://b/a.png", "a.png"),
+        ("/tasks/5/resolve/?fileuri=Li4vLi4=", "/tasks/5/resolve/", "resolve"),
         ("/data/local-files/?d=x/a.png", "/data/local-files/?d=x/a.png", "a.png"),
         ("/labels/data/local-files/?d=x/a.png&t=1", "/labels/data/local-files/?d=x/a.png", "a.png"),
         ("/data/local-files/?d=x%2Fmy%20a.png", "/data/local-files/?d=x/my a.png", "my a.png"),
@@ -39,8 +45,36 @@ HEIGHT, WIDTH = 4, 6
 )
 def test_a_key_is_the_location_without_what_changes(location: str, key: str, name: str) -> None:
     assert image_key(location) == key
-    assert file_name(key) == name
+    assert path_of(key)[-1] == name
     assert image_key(key) == key
+
+
+def test_a_local_file_may_be_called_anything() -> None:
+    assert path_of(image_key("/data/local-files/?d=x/a%2Bb%23c%26d.png")) == ("x", "a+b#c&d.png")
+
+
+@pytest.mark.parametrize("key", ["s3://bucket/größe 1.png", "gs://bucket/a?b#c.png", "AZURE-BLOB://c/d/e.png"])
+def test_label_studio_leads_to_what_a_task_says_of_a_storage(key: str) -> None:
+    assert re.fullmatch(r"/tasks/7/resolve/\?fileuri=[\w=-]+", lead(key, 7))
+    assert image_key(lead(key, 7)) == kept_as(lead(key, 7)) == key
+    for other in ("/data/upload/1/a.png", "https://host/a.png", lead(key, 7)):
+        assert lead(other, 7) == other
+    assert kept_as("/data/local-files/?d=a%20b.png&x=1") == "/data/local-files/?d=a%20b.png&x=1"
+
+
+def test_a_name_is_the_path_below_the_folder_that_all_share() -> None:
+    keys = ["s3://bucket/set/train/a.png", "s3://bucket/set/val/a.png", "s3://bucket/set/b.png"]
+    assert file_names(keys) == ["train/a.png", "val/a.png", "b.png"]
+    assert file_names(keys[:1]) == ["a.png"]
+    assert file_names(["/data/local-files/?d=x/a.png", "/data/local-files/?d=x/b.png"]) == ["a.png", "b.png"]
+    assert file_names(["https://one/a.png", "/data/upload/3/a.png"]) == ["one/a.png", "data/upload/3/a.png"]
+    assert file_names([]) == []
+
+
+def test_names_differ_and_lead_out_of_no_folder() -> None:
+    names = file_names(["http://h/a.png", "https://h/a.png", "http://h/%2e%2e/../a.png", "http://h/b/", ""])
+    assert len(set(names)) == len(names)
+    assert not any(name.startswith("/") or ".." in name or not name for name in names)
 
 
 def test_two_signatures_of_an_image_are_one_image_and_two_files_are_two() -> None:
@@ -53,7 +87,7 @@ def test_what_is_no_address_has_a_key_all_the_same() -> None:
     key = image_key("http://[broken/a.png")
     assert key != image_key("http://[broken/b.png")
     assert image_key(key) == key
-    assert file_name(key).endswith("a.png")
+    assert path_of(key)[-1].endswith("a.png")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +96,7 @@ def test_what_is_no_address_has_a_key_all_the_same() -> None:
 def test_any_text_has_a_key_and_a_name(location: str) -> None:
     key = image_key(location)
     assert image_key(key) == key
-    assert isinstance(file_name(key), str)
+    assert isinstance(path_of(key), tuple)
 
 
 def painted() -> np.ndarray[Any, Any]:

@@ -1,0 +1,105 @@
+"""What the ML backend adds to its model: whole /predict requests over ``segment`` alone, on the same images.
+
+    python -m benchmarks.backend SEED POOL [--images 32] [--rounds 7] [--json OUT]
+
+SEED: a folder with ``images/`` and ``ground_truth.json``, which the watershed learns from; POOL: one of images.
+The two are timed in turn, on the processor's clock too, which other programs disturb less; medians are told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ml_backend.segmenters.base import Image
+from ml_backend.segmenters.seed_set import read_seed_set
+from ml_backend.segmenters.watershed import train
+from ml_backend.server import create_app
+from plugin.label_studio.images import decode
+
+KINDS = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+MOST = 0.05  # of the model's own time
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the wall and of the processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def measure(seed: Path, pool: Path, count: int, rounds: int) -> dict[str, Any]:
+    """The medians of some rounds, and the shares that the backend adds."""
+    segmenter = train(read_seed_set(seed))
+    paths = sorted(path for path in pool.iterdir() if path.suffix.lower() in KINDS)[:count]
+    labels = "".join(f'<Label value="{name}"/>' for name in segmenter.categories)
+    config = (
+        '<View><Image name="image" value="$image"/>'
+        f'<PolygonLabels name="label" toName="image">{labels}</PolygonLabels></View>'
+    )
+    body = {
+        "tasks": [{"id": number, "data": {"image": str(path)}} for number, path in enumerate(paths)],
+        "project": "1.1",
+        "label_config": config,
+        "params": {},
+    }
+
+    def read(location: str) -> NDArray[np.uint8]:
+        return decode(location, Path(location).read_bytes())
+
+    client = create_app(segmenter, "benchmark", read, {}).test_client()
+    images = [Image(str(path), read(str(path))) for path in paths]
+    works: dict[str, Callable[[], object]] = {
+        "model": lambda: [segmenter.segment(images[at : at + 16]) for at in range(0, len(images), 16)],
+        "reading": lambda: [read(str(path)) for path in paths],
+        "predict": lambda: client.post("/predict", json=body).get_data(),
+    }
+    answer = client.post("/predict", json=body)  # warms up
+    results = answer.get_json()["results"]
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            times[name].append(timed(work))
+    told: dict[str, Any] = {
+        "images": len(paths),
+        "regions": sum(len(one["result"]) for one in results),
+        "bytes": len(answer.get_data()),
+        "rounds": rounds,
+    }
+    for place, clock in enumerate(("wall", "processor")):
+        took = {name: median(each[place] for each in seconds) for name, seconds in times.items()}
+        pairs = zip(times["predict"], times["model"], strict=True)
+        told[clock] = {
+            **{name: round(seconds, 4) for name, seconds in took.items()},
+            "overhead": round(median(whole[place] / bare[place] for whole, bare in pairs) - 1, 4),
+            "of it reading": round(took["reading"] / took["model"], 4),
+        }
+    return told
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("seed", type=Path)
+    parser.add_argument("pool", type=Path)
+    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    told = measure(given.seed, given.pool, given.images, given.rounds)
+    if given.json:
+        given.json.write_text(json.dumps(told, indent=1))
+    print(json.dumps(told, indent=1))
+    over = told["processor"]["overhead"]
+    print(f"/predict costs {over:.1%} over the model; {'within' if over <= MOST else 'more than'} {MOST:.0%}")
+
+
+if __name__ == "__main__":
+    main()
