@@ -23,7 +23,7 @@ audit: $(READY)
 	@$(BIN)/python .ci/audit.py
 
 tests: $(READY) browser
-	$(BIN)/pytest
+	$(BIN)/pytest --durations=20
 
 # what may go wrong, at length, one after the other: chance, faults of the network, kills, load
 soak: $(READY)
@@ -37,7 +37,7 @@ browser: $(READY)
 		$(BIN)/playwright install chromium
 
 screenshots: $(READY)
-	$(BIN)/python docs/screenshots.py
+	$(BIN)/python -m docs.screenshots
 
 $(READY): pyproject.toml
 	@$(or $(PYTHON),false) -c '$(FITS)' || \

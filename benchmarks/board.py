@@ -1,8 +1,9 @@
 """The progress board of a campaign of 1,000,000 masks, 20,000 clusters and 50 annotators: how soon it is there.
 
-``python -m benchmarks.board [--json OUT] [--masks 1000000] [--clusters 20000] [--annotators 50]``. The log
-of a campaign is folded with its history; the document is made as the daemon makes it; then the page is opened in
-Chromium, from the daemon's own server, until it is drawn. The first opening counts, with nothing kept from before.
+``python -m benchmarks.board [--json OUT] [--masks 1000000] [--clusters 20000] [--annotators 50]
+[--categories 4]``. The log of a campaign is folded with its history; the document is made as the daemon makes it;
+then the page is opened in Chromium, from the daemon's own server, until it is drawn. The first opening counts,
+with nothing kept from before.
 """
 
 from __future__ import annotations
@@ -127,10 +128,10 @@ def opened(board: Board) -> list[dict[str, float]]:
     return found
 
 
-def measure(masks: int, clusters: int, annotators: int, console: Console) -> dict[str, Any]:
+def measure(masks: int, clusters: int, annotators: int, categories: int, console: Console) -> dict[str, Any]:
     """All figures."""
-    table, right = million(masks)
-    built = [build_tree(table, place_, {"score": 1.0, "shape": 1.0}) for place_ in range(CATEGORIES)]
+    table, right = million(masks, categories=categories)
+    built = [build_tree(table, place_, {"score": 1.0, "shape": 1.0}) for place_ in range(categories)]
     trees = [tree for tree in built if tree]
     log = list(told(table, trees, right, clusters, annotators))
     console.print(f"{len(table):,} masks, {len(log):,} events")
@@ -161,6 +162,7 @@ def measure(masks: int, clusters: int, annotators: int, console: Console) -> dic
         "masks": len(table),
         "clusters": len(history.campaign.state),
         "annotators": annotators,
+        "categories": categories,
         "events": len(log),
         "seconds": {name: round(value, 3) for name, value in seconds.items()},
         "page_bytes": size,
@@ -175,9 +177,10 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=1_000_000)
     parser.add_argument("--clusters", type=int, default=20_000)
     parser.add_argument("--annotators", type=int, default=50)
+    parser.add_argument("--categories", type=int, default=CATEGORIES)
     given = parser.parse_args()
     console = Console(width=140)
-    found = measure(given.masks, given.clusters, given.annotators, console)
+    found = measure(given.masks, given.clusters, given.annotators, given.categories, console)
     shown = Table(
         box=SIMPLE, title=f"The progress board of {found['masks']:,} masks, {found['clusters']:,} clusters"
     )

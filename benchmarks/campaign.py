@@ -32,8 +32,11 @@ VERDICTS = 10_000
 CATEGORIES = 4
 
 
-def million(count: int, seed: int = 0) -> tuple[MaskTable, np.ndarray]:
-    """Masks that exist as numbers only, and (n,) whether each is right; scores tell a good deal of it."""
+def million(count: int, seed: int = 0, categories: int = CATEGORIES) -> tuple[MaskTable, np.ndarray]:
+    """Masks that exist as numbers only, and (n,) whether each is right; scores tell a good deal of it.
+
+    Of the categories, the first is the largest.
+    """
     rng = np.random.default_rng(seed)
     shape = rng.standard_normal((count, 6), dtype=np.float32)
     shape[:, 0] += 6
@@ -47,8 +50,8 @@ def million(count: int, seed: int = 0) -> tuple[MaskTable, np.ndarray]:
         ids=np.char.zfill(np.arange(count).astype("U20"), 20),
         images=np.arange(images).astype("U8"),
         image=rng.integers(images, size=count).astype(np.int32),
-        categories=tuple(f"category {place}" for place in range(CATEGORIES)),
-        category=np.minimum(rng.geometric(0.6, count) - 1, CATEGORIES - 1).astype(np.int32),
+        categories=tuple(f"category {place}" for place in range(categories)),
+        category=np.minimum(rng.geometric(2.4 / categories, count) - 1, categories - 1).astype(np.int32),
         score=score,
         box=np.tile(np.array([10, 10, 30, 30], dtype=np.float32), (count, 1)),
         area=np.exp(shape[:, 0]).astype(np.int32) + 1,

@@ -14,9 +14,10 @@ import multiprocessing
 import resource
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -97,32 +98,35 @@ def make(folder: Path, count: int) -> int:
 
 def played(table: MaskTable, trees: list[ClusterTree], right: np.ndarray) -> list[Event]:
     """The log of a campaign that has its answers, and has written what was accepted."""
-    from hashlib import blake2b
-
     from propagation.calibrated import CalibratedStrategy
     from propagation.campaign import Campaign
-    from propagation.events import CampaignStarted, MasksWritten, WriteIntended
+    from propagation.events import CampaignStarted
 
     campaign = Campaign(table, trees, CalibratedStrategy())
     log: list[Event] = [CampaignStarted("benchmark", {}, "", "")]
     campaign.apply(log[0])
     while len(campaign.verdict[campaign.verdict >= 0]) < QUESTIONS and (more := a_round(campaign, right)):
         log += more
-    accepted = campaign.accepted()
+    return [*log, *written(campaign)]
+
+
+def written(campaign: Campaign) -> Iterator[Event]:
+    """The events of writing all that is accepted."""
+    from hashlib import blake2b
+
+    from propagation.events import MasksWritten, WriteIntended
+
+    table, accepted = campaign.table, campaign.accepted()
     for task, (image, rows) in enumerate(zip(table.images.tolist(), table.rows_by_image(), strict=True), 1):
         masks = tuple(table.ids[rows[accepted[rows]]].tolist())
         if masks:
-            digest = blake2b(image.encode(), digest_size=10).hexdigest()
-            log += [
-                WriteIntended(task, digest),
-                MasksWritten(image, task, task, masks, f"2026-01-01T00:00:00.{task:06}Z"),
-            ]
-    return log
+            yield WriteIntended(task, blake2b(image.encode(), digest_size=10).hexdigest())
+            yield MasksWritten(image, task, task, masks, f"2026-01-01T00:00:00.{task:06}Z")
 
 
 def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:
     """Let a campaign decide and ask, and answer all that it asks; the events."""
-    from propagation.events import PageAnswered, PageIssued, PagePosted
+    from propagation.events import PageAnswered, PagePosted
 
     log: list[Event] = []
 
@@ -130,20 +134,13 @@ def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:
         campaign.apply(event)
         log.append(event)
 
-    for decision in campaign.decisions():
-        take(decision)
-    pages = []
-    for event in campaign.next_round():
-        if isinstance(event, PageIssued):
-            pages.append(event)
-        else:
-            take(event)
-    for page in pages:
-        take(page)
-        take(PagePosted(page.page, len(campaign.pages)))
-    for page in pages:
-        said = tuple("yes" if yes else "no" for yes in right[campaign.pages[page.page].rows].tolist())
-        take(PageAnswered(page.page, len(campaign.pages), "2026-01-01T00:00:00.000000Z", 3, 20.0, said))
+    for event in chain(campaign.decisions(), campaign.next_round()):
+        take(event)
+    for page in campaign.waiting_pages:
+        name, task = page.issued.page, 1 + len(campaign.page_of)
+        said = tuple("yes" if yes else "no" for yes in right[page.rows].tolist())
+        take(PagePosted(name, task))
+        take(PageAnswered(name, task, "2026-01-01T00:00:00.000000Z", 3, 20.0, said))
     return log
 
 

@@ -25,7 +25,7 @@ from rich.table import Table
 
 from ls_propagate.demo.browser import log_in, open_browser, open_label_stream
 from ls_propagate.demo.server import Server, label_studio
-from plugin.crops import render_crop
+from plugin.crops import Crop, draw_crop, render_crops
 from plugin.label_studio.gateway import LabelStudioGateway
 from plugin.label_studio.pages import HOTKEYS, KEYS, Question, config_of, page_task, read_answer, settings_of
 
@@ -57,17 +57,14 @@ class Measured:
     answers_as_meant: bool
 
 
-def draw_crops(count: int, rng: np.random.Generator) -> list[bytes]:
-    """Discs on noise, outlined."""
-    made = []
-    for _ in range(count):
-        noise = rng.integers(60, 200, (64, 64, 3), dtype=np.uint8)
-        pixels = np.asarray(cv2.GaussianBlur(noise, (0, 0), 2), dtype=np.uint8)
-        radius = int(rng.integers(8, 14))
-        cv2.circle(pixels, (32, 32), radius, (220, 220, 220), -1)
-        mask = cv2.circle(np.zeros((64, 64), np.uint8), (32, 32), radius, 1, -1)
-        made.append(render_crop(pixels, coco.encode(np.asfortranarray(mask))))
-    return made
+def draw(rng: np.random.Generator) -> Crop:
+    """A disc on noise, outlined."""
+    noise = rng.integers(60, 200, (64, 64, 3), dtype=np.uint8)
+    pixels = np.asarray(cv2.GaussianBlur(noise, (0, 0), 2), dtype=np.uint8)
+    radius = int(rng.integers(8, 14))
+    cv2.circle(pixels, (32, 32), radius, (220, 220, 220), -1)
+    mask = cv2.circle(np.zeros((64, 64), np.uint8), (32, 32), radius, 1, -1)
+    return draw_crop(pixels, coco.encode(np.asfortranarray(mask)))
 
 
 def answer_all(page: Page, names: list[str], wrong: list[list[int]]) -> tuple[list[float], float]:
@@ -96,14 +93,16 @@ def measure(server: Server, gateway: LabelStudioGateway, a_task: int, tasks: int
     holder = files("plugin.label_studio").joinpath("configs/crops.xml").read_text(encoding="utf-8")
     crops = gateway.create_project("benchmark: crops", holder, "", {}).id
     verify = gateway.create_project("benchmark: pages", config_of("page"), "", settings_of("page")).id
-    pictures = [(f"{n}.jpg", crop) for n, crop in enumerate(draw_crops(a_task * tasks, rng))]
-    ids = [f"{number:020x}" for number in range(len(pictures))]
-    asked = [Question(mask, url) for mask, url in zip(ids, gateway.upload(crops, pictures), strict=True)]
-    right = rng.permutation(len(asked)) >= round(WRONG * len(asked))
+    drawn = [draw(rng) for _ in range(a_task * tasks)]
+    ids = [f"{number:020x}" for number in range(len(drawn))]
+    right = rng.permutation(len(ids)) >= round(WRONG * len(ids))
     names = [f"page-{place:05}" for place in range(tasks)]
     spans = [slice(place * a_task, (place + 1) * a_task) for place in range(tasks)]
+    sheets = [(f"{name}.jpg", render_crops(drawn[span])) for name, span in zip(names, spans, strict=True)]
+    pages = zip(names, spans, gateway.upload(crops, sheets), strict=True)
     gateway.import_tasks(
-        verify, [page_task(name, "disc", asked[span]) for name, span in zip(names, spans, strict=True)]
+        verify,
+        [page_task(name, "disc", [Question(mask, url) for mask in ids[span]]) for name, span, url in pages],
     )
     with open_browser() as page:
         log_in(page, server.url, server.email, server.password)
@@ -116,9 +115,9 @@ def measure(server: Server, gateway: LabelStudioGateway, a_task: int, tasks: int
     return Measured(
         a_task,
         tasks,
-        len(asked),
-        (int((~right).sum()) + tasks) / len(asked),
-        round(1000 * (sum(turns) + marking) / len(asked), 1),
+        len(ids),
+        (int((~right).sum()) + tasks) / len(ids),
+        round(1000 * (sum(turns) + marking) / len(ids), 1),
         round(float(np.median(turns)), 3),
         round(float(np.quantile(turns, 0.95)), 3),
         [said[mask] == "yes" for mask in ids] == right.tolist(),

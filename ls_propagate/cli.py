@@ -51,6 +51,7 @@ from plugin.label_studio.pages import KEYMAP
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.errors import PropagateError, SettingsError
+from propagation.events import CommandRefused
 from propagation.paper import PaperStrategy
 from propagation.progress import QUESTION_SECONDS
 from propagation.quality import RIGHT_IOU
@@ -121,6 +122,7 @@ def connect(
     """Connect a Label Studio project: check its labeling config, make the project where pages are answered."""
     with _connected(config) as (settings, store, gateway):
         made = pipeline.connect(gateway, store, project, settings.ask)
+        pipeline.show(gateway, store, settings)
         console.print(f"Connected project {made.project} ({made.title}).", markup=False)
         console.print(
             f"Annotators answer pages at {made.server}/projects/{made.pages}/data?labeling=1", soft_wrap=True
@@ -182,7 +184,8 @@ def sync(
         if once:
             with pipeline.writing(store):
                 daemon = pipeline.open_daemon(gateway, store, settings)
-                _tell(daemon.step())
+                _tell(step := daemon.step())
+                pipeline.open_overview(gateway, store, settings).look(daemon.history, step.finished)
                 campaign: Campaign | None = daemon.campaign
         else:
             with service.serving(settings, store, monitor, wake.set, board) as port:
@@ -270,7 +273,8 @@ def undo(
     """Take back decisions or commands, and what they wrote; never what a person drew or edited.
 
     Of a cluster, the latest command on it that stands; else its decision. What is undone stays so until new
-    answers or a person say otherwise. A daemon that runs obeys; where none runs, this does it itself.
+    answers or a person say otherwise. A daemon that runs obeys, and takes out what was written in its next pass;
+    where none runs, this does both itself.
     """
     with _connected(config) as (settings, store, gateway):
         wanted = pipeline.to_undo(store, settings, targets or [], since)
@@ -278,13 +282,15 @@ def undo(
             console.print("Nothing was decided or commanded since then that still stands.")
             return
         done = service.command(settings, store, gateway, wanted)
-    if done is None:
+    for event in done:
+        told = f"Undone: {event.target}"
+        if isinstance(event, CommandRefused):
+            told = f"Not undone: {event.target}: {event.why}"
+        console.print(told, markup=False, soft_wrap=True)
+    if len(done) < len(wanted):
         console.print("The daemon is busy; it obeys as soon as it looks into its inbox.")
-        return
-    obeyed = {said.source for said in done}
-    for said in wanted:
-        found = "Undone" if said.source in obeyed else "Not undone, since nothing of it stands any more"
-        console.print(f"{found}: {said.target}", markup=False, soft_wrap=True)
+    if any(isinstance(event, CommandRefused) for event in done):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -30,6 +30,7 @@ from plugin.label_studio.gateway import Gateway, LabelStudioGateway, Project
 from plugin.label_studio.images import decode, file_name, image_key
 from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.pages import HOTKEYS, Ask, Examples, config_of, instructions, settings_of, takes
+from plugin.label_studio.tabs import add_tabs
 from propagation.artefacts import Artefact, read_artefact, write_artefact
 from propagation.campaign import Campaign
 from propagation.errors import ImageError, InputError, Missing, SettingsError, StoreError
@@ -44,6 +45,7 @@ from propagation.tree import ClusterTree, build_tree, read_trees, write_trees
 from sync.board import Place
 from sync.daemon import Daemon
 from sync.examples import make_examples
+from sync.overview import Overview
 from sync.pages import VerifyProjects
 from sync.sample import Sample, draw_sample, post_sample, report
 from sync.source import Source, annotated, pool, push_predictions
@@ -142,7 +144,7 @@ def connect(gateway: Gateway, store: Store, wanted: str, ask: Ask = "page") -> C
     settings = {**settings_of(ask), "expert_instruction": instructions(ask, examples)}
     pages = _own_project(gateway, project, f"verify_{ask}", config_of(ask), settings)
     board = _own_project(gateway, project, "clusters", _config("cluster_board"), BOARD_SETTINGS)
-    gateway.ensure_tabs(board, tabs())
+    add_tabs(gateway, board, tabs())
     gateway.set_hotkeys(HOTKEYS)
     connection = Connection(gateway.url, project.id, project.title, pages, crops, board, ask)
     store.remember(connection=asdict(connection), examples={name: asdict(each) for name, each in examples.items()})
@@ -203,7 +205,7 @@ def place_of(store: Store, settings: Settings) -> Place:
     """Where the campaign is, for the progress board."""
     known = connection_of(store)
     people = {int(number): name for number, name in (store.fact("people") or {}).items()}
-    return Place(known.server, known.project, known.title, known.pages, settings.labels, people)
+    return Place(known.server, known.project, known.title, known.pages, settings.labels, people, known.board)
 
 
 def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:
@@ -421,10 +423,17 @@ def cluster(
     trees = load_trees(store, settings)
     tasks = store.source_tasks()
     source = Source(connection.project, labeling, gateway.user().id)
-    version = f"propagate-{_artefact(store, settings, 'trees', 'trees').fingerprint[:12]}"
     pushed = push_predictions(
-        gateway, source, tasks, table, trees, version, strategy.least_size, progress("predictions", len(tasks))
+        gateway,
+        source,
+        tasks,
+        table,
+        trees,
+        _predicted(store, settings),
+        strategy.least_size,
+        progress("predictions", len(tasks)),
     )
+    show(gateway, store, settings)
     return trees, pushed
 
 
@@ -436,6 +445,24 @@ def started_by(
     identity = json.dumps([connection.server, connection.project, trees.fingerprint, chosen], sort_keys=True)
     name = hashlib.sha256(identity.encode()).hexdigest()[:12]
     return CampaignStarted(name, chosen, trees.parents[0], trees.fingerprint, known.fingerprint if known else "")
+
+
+def _predicted(store: Store, settings: Settings) -> str:
+    """The version of the predictions that show all masks with their clusters."""
+    return f"propagate-{_artefact(store, settings, 'trees', 'trees').fingerprint[:12]}"
+
+
+def open_overview(gateway: Gateway, store: Store, settings: Settings) -> Overview:
+    """What people see of the campaign in its source project. Raises StoreError before ``cluster`` was run."""
+    known, version = connection_of(store), _predicted(store, settings)
+    field = labeling_of(gateway, known, settings, ()).field
+    return Overview(gateway, store, known.project, known.crops, field, version, settings.terms)
+
+
+def show(gateway: Gateway, store: Store, settings: Settings) -> None:
+    """Show a campaign that has begun in its source project, also where people had taken that away."""
+    if store.begun():
+        open_overview(gateway, store, settings).make(open_history(store, settings))
 
 
 def load_trees(store: Store, settings: Settings) -> list[ClusterTree]:
@@ -524,44 +551,54 @@ def open_daemon(gateway: Gateway, store: Store, settings: Settings) -> Daemon:
 
 
 def to_undo(store: Store, settings: Settings, targets: Sequence[str], since: str | None) -> list[Commanded]:
-    """The commands that take back clusters and decisions by name, or all that came since a time, latest first.
+    """The commands that take back clusters and decisions by name, or all that came since a time.
 
-    Raises CommandError where one of those named can't be undone, SettingsError for a time that is none.
+    Raises CommandError where one of those named can't be undone, SettingsError for a time that is none or to come.
     """
     if bool(targets) == bool(since):
         raise SettingsError("name clusters or decisions to undo, or a time with --since")
     campaign = open_campaign(store, settings)
-    moment = datetime.now(UTC).isoformat(timespec="seconds")
-
-    def checked(target: str) -> Commanded:
-        source = f"terminal/{uuid.uuid4()}"
-        return campaign.commands.checked(Commanded(target, "undo", getpass.getuser(), moment, source))
-
-    if since is None:
-        return [checked(target) for target in dict.fromkeys(targets)]
-    return [checked(target) for target in _latest(campaign, store.since(_moment(since)))]
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    wanted = []
+    for target in dict.fromkeys(targets) if since is None else _latest(campaign, store.since(_moment(since))):
+        said = Commanded(target, "undo", getpass.getuser(), now, f"terminal/{uuid.uuid4()}")
+        judged = campaign.commands.judged(said) if since else campaign.commands.checked(said)
+        campaign.apply(judged)  # the next one is judged by what this one leaves
+        wanted.append(said)
+    return wanted
 
 
 def _moment(since: str) -> datetime:
+    now = datetime.now().astimezone()
     try:
-        return datetime.fromisoformat(since).astimezone()
-    except ValueError as error:
+        moment = datetime.fromisoformat(since).astimezone()
+    except (ValueError, OverflowError) as error:
         raise SettingsError(f"--since {since} is no time; write one like 2026-11-22T10:00") from error
+    if moment > now:
+        raise SettingsError(
+            f"--since {since} is to come; here it is {now.isoformat(timespec='minutes')}, write an earlier one"
+        )
+    return moment
 
 
 def _latest(campaign: Campaign, events: Sequence[Event]) -> Iterator[str]:
-    """What events commanded and decided that still stands: commands first, a cluster once for each of its own."""
+    """What events commanded and decided that still stands: a cluster once for each, parts before wholes.
+
+    Each is undone in the campaign before the next is taken.
+    """
     commands = campaign.commands
     sources = {event.source for event in events if isinstance(event, Commanded)}
-    for key, said in commands.standing.items():
-        yield from (campaign.cluster(*key) for _, event in said if event.source in sources)
+    kept = {key for key, said in commands.standing.items() if any(one.source not in sources for _, one in said)}
+    kept |= {hold.key for hold in commands.holds if hold.key is not None}
+    said = [(number, key) for key, all_ in commands.standing.items() for number, e in all_ if e.source in sources]
+    yield from (campaign.cluster(*key) for _, key in sorted(said, reverse=True))
     reasons = campaign.reasons()
     steps = {f"certificate/{e.certificate}/{e.level}" for e in events if isinstance(e, Certified)}
     yield from sorted(steps & set(reasons[reasons != None].tolist()))  # noqa: E711  of each
-    states, now = commands.states(), campaign.state
-    for cluster in dict.fromkeys(event.cluster for event in events if isinstance(event, Decided) and event.asked):
+    decided = [event.cluster for event in events if isinstance(event, Decided) and event.asked]
+    for cluster in dict.fromkeys(reversed(decided)):
         key = campaign.find(cluster)
-        if key not in states and now.get(key) in ("accepted", "rejected", "split"):
+        if key not in kept and campaign.state.get(key) in ("accepted", "rejected", "split"):
             yield cluster
 
 

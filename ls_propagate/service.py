@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
-from ls_propagate.pipeline import connection_of, open_daemon, place_of
+from ls_propagate.pipeline import connection_of, open_daemon, open_overview, place_of
 from ls_propagate.settings import Settings
 from plugin import web
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import Campaign
 from propagation.errors import ServerError, SettingsError, StoreError
-from propagation.events import Commanded
+from propagation.events import Commanded, CommandRefused
 from sync.board import Board
 from sync.daemon import Step
 from sync.monitor import Monitor
@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 1.0  # between two tries to get the lock
 OBEYED_SECONDS = 60.0  # that are waited for a running daemon to obey
+CLOCKS_APART = timedelta(minutes=5)  # of the machines that share a store, at most
 RETRY_SECONDS = 5.0  # after the store has failed
 
 
@@ -82,6 +83,7 @@ def run(
         if step.questions:
             _meet(store, gateway, daemon.campaign)
         show()
+        overview.look(daemon.history, step.finished)
         told(step)
 
     def show() -> None:
@@ -90,10 +92,12 @@ def run(
     def alive() -> None:
         monitor.alive()
         show()
+        overview.look(daemon.history, False)
 
     while _turn(store, monitor, stop):
         try:
             daemon = open_daemon(gateway, store, settings)
+            overview = open_overview(gateway, store, settings)
             _hook(settings, store, gateway)
             monitor.began()
             show()
@@ -114,12 +118,12 @@ def run(
 
 def command(
     settings: Settings, store: Store, gateway: Gateway, said: Sequence[Commanded], patience: float = OBEYED_SECONDS
-) -> list[Commanded] | None:
-    """Have commands obeyed, by the daemon that runs on the store, or here; those that were, None if none was yet.
+) -> list[Commanded | CommandRefused]:
+    """Have commands obeyed, by the daemon that runs on the store, or here; what is known to have become of them.
 
     They are in the inbox first, so that the next daemon finds them where this is cut off.
     """
-    begin = datetime.now(UTC)
+    begin = datetime.now(UTC) - CLOCKS_APART
     sources = {event.source for event in said}
     store.notice(Hint("COMMANDS", None, commands=tuple(asdict(event) for event in said)))
     deadline = time.monotonic() + patience
@@ -129,16 +133,16 @@ def command(
                 open_daemon(gateway, store, settings).obey()
             finally:
                 store.lock().release()
-            return _obeyed(store, begin, sources)
-        if done := _obeyed(store, begin, sources):
-            return done
+            break
+        if len(_judged(store, begin, sources)) == len(sources):
+            break
         time.sleep(LOCK_SECONDS)
-    return None
+    return _judged(store, begin, sources)
 
 
-def _obeyed(store: Store, begin: datetime, sources: set[str]) -> list[Commanded]:
+def _judged(store: Store, begin: datetime, sources: set[str]) -> list[Commanded | CommandRefused]:
     events = store.since(begin)
-    return [event for event in events if isinstance(event, Commanded) and event.source in sources]
+    return [e for e in events if isinstance(e, Commanded | CommandRefused) and e.source in sources]
 
 
 def _turn(store: Store, monitor: Monitor, stop: threading.Event) -> bool:

@@ -22,6 +22,7 @@ from propagation.rle import Rle, decode
 
 FOLDS = 4
 ENOUGH_RIGHT, ENOUGH_WRONG = 20, 40  # of a category; below, masks are made from the ground truth
+NEAR = 1.5  # sides of an object between its centre and that of a neighbour, at most
 SIDES = ((0, 1), (1, 0), (0, -1), (-1, 0))
 
 
@@ -108,15 +109,16 @@ def _made(labeled: Labeled, lacking: NDArray[np.bool_], wanting: NDArray[np.bool
             made.append((rle, category))
         if wanting[category]:
             made += [(wrong, category) for wrong in _spoiled(labeled, place)]
-            if categories > 1:
-                made.append((rle, (category + 1 + place % (categories - 1)) % categories))
+            other = (category + 1 + place % max(categories - 1, 1)) % categories
+            if other != category and wanting[other]:
+                made.append((rle, other))
     return Detections(
         [rle for rle, _ in made], np.full(len(made), 0.5, np.float32), np.array([c for _, c in made], np.int64)
     )
 
 
 def _spoiled(labeled: Labeled, place: int) -> Iterator[Rle]:
-    """An object's mask shifted, eaten away, and merged with the next object's."""
+    """An object's mask shifted, eaten away, and merged with a neighbour's."""
     rle = labeled.rles[place]
     mask = decode(rle).astype(np.uint8)
     width, height = coco.toBbox(dict(rle))[2:]
@@ -126,9 +128,17 @@ def _spoiled(labeled: Labeled, place: int) -> Iterator[Rle]:
     yield from _encoded(cv2.warpAffine(mask, moved, size, flags=cv2.INTER_NEAREST))
     thick = max(3, round(min(width, height) * 0.25)) | 1
     yield from _encoded(cv2.erode(mask, np.ones((thick, thick), np.uint8), borderValue=0))
-    if len(labeled.rles) > 1:
-        other = (place + 1) % len(labeled.rles)
+    if (other := _neighbour(labeled, place)) is not None:
         yield coco.merge([dict(rle), dict(labeled.rles[other])])
+
+
+def _neighbour(labeled: Labeled, place: int) -> int | None:
+    """The object nearest to another, None where it is far: what nobody would merge is no question."""
+    left, top, width, height = coco.toBbox([dict(rle) for rle in labeled.rles]).T
+    away = np.hypot(*(at - at[place] for at in (left + width / 2, top + height / 2)))
+    away[place] = np.inf
+    nearest = int(away.argmin())
+    return nearest if away[nearest] <= NEAR * max(width[place], height[place]) else None
 
 
 def _encoded(mask: NDArray[Any]) -> Iterator[Rle]:

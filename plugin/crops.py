@@ -27,14 +27,16 @@ RING = 7  # radius in output pixels of the ring that tells which object is meant
 LINE_WIDTH, HALO_WIDTH = 1.8, 4.2  # output pixels
 GAP = 8  # output pixels between the crops of a strip
 
+#: A piece of an image with a mask's outline, and the same without: each (side, side, 3) uint8 RGB.
+Crop = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
-def render_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> bytes:
-    """A JPEG of two squares of ``side`` pixels around a mask: with the mask's outline and, right of it, without.
 
-    One file, since each costs requests. pixels: (H, W, 3) uint8 RGB. rle: a mask of that image.
-    Raises as ``draw_crop``.
+def render_crops(crops: Sequence[Crop]) -> bytes:
+    """A JPEG of crops of one side beside each other: each with its outline and, right of it, without.
+
+    One file for all of a page, since each costs a request.
     """
-    return _jpeg(np.hstack(draw_crop(pixels, rle, side)))
+    return _jpeg(np.hstack([square for crop in crops for square in crop]))
 
 
 def render_strip(crops: Sequence[NDArray[np.uint8]]) -> bytes:
@@ -44,10 +46,8 @@ def render_strip(crops: Sequence[NDArray[np.uint8]]) -> bytes:
     return _jpeg(np.hstack(parts[1:]))
 
 
-def draw_crop(
-    pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The square around a mask with the mask's outline, and without: each (side, side, 3) uint8 RGB.
+def draw_crop(pixels: NDArray[np.uint8], rle: Rle, side: int = SIDE) -> Crop:
+    """The square of ``side`` pixels around a mask, with the mask's outline and without.
 
     pixels: (H, W, 3) uint8 RGB. rle: a mask of that image.
     The outline is drawn at the output's resolution, smooth where a small object is enlarged; a dark crop is
@@ -122,13 +122,13 @@ def _stretch(start: int, extent: int, length: int, limit: int, rng: np.random.Ge
     return begin, min(length, limit - begin)
 
 
-def unreadable_crop(side: int = SIDE) -> bytes:
-    """A JPEG in place of a crop whose image cannot be read: it says what to do."""
+def unreadable_crop(side: int = SIDE) -> Crop:
+    """In place of a crop whose image cannot be read: it says what to do."""
     canvas = np.full((side, side, 3), BEYOND_IMAGE, np.uint8)
     for line, text in enumerate(("This image", "cannot be read:", "say: not sure")):
         place = (round(side * 0.06), round(side * (0.38 + 0.16 * line)))
         cv2.putText(canvas, text, place, cv2.FONT_HERSHEY_SIMPLEX, side / 370, (255, 255, 255), 1, cv2.LINE_AA)
-    return _jpeg(np.hstack([canvas, canvas]))
+    return canvas, canvas
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
@@ -138,15 +138,12 @@ def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
     return jpeg.tobytes()
 
 
-def contact_sheet(crops: Sequence[bytes], columns: int = 4) -> bytes:
-    """Crops side by side, as one JPEG, in rows of so many."""
-    tiles = [_uint8(cv2.imdecode(np.frombuffer(crop, dtype=np.uint8), cv2.IMREAD_COLOR)) for crop in crops]
+def contact_sheet(crops: Sequence[Crop], columns: int = 4) -> bytes:
+    """Outlined crops of one side as one JPEG, in rows of so many."""
+    tiles = [outlined for outlined, _ in crops]
     columns = min(columns, len(tiles))
-    tiles = [_uint8(cv2.resize(tile, (SIDE, SIDE))) for tile in tiles]
-    tiles += [np.full((SIDE, SIDE, 3), 255, np.uint8)] * (-len(tiles) % columns)
-    rows = [cv2.hconcat(tiles[begin : begin + columns]) for begin in range(0, len(tiles), columns)]
-    _, made = cv2.imencode(".jpg", cv2.vconcat(rows), [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-    return made.tobytes()
+    tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+    return _jpeg(np.vstack([np.hstack(tiles[begin : begin + columns]) for begin in range(0, len(tiles), columns)]))
 
 
 def _window(box: NDArray[np.float64], height: int, width: int) -> tuple[int, int, int]:

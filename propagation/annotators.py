@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import log
+from math import exp, log
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +22,13 @@ class Rates:
 
     miss: at most this share of wrong masks is answered yes. false_alarm: at least this share of right masks
     is answered no. doubt: the chance that is left to the errors to fall out worse, those in one set of masks and
-    those in what was asked before.
+    those in what was asked before. earlier: the rate of misses in what was asked before, where it is another.
     """
 
     miss: float = 0.0
     false_alarm: float = 0.0
     doubt: float = 0.0
+    earlier: float | None = None
 
     def least_no(self, wrong: Ints, sizes: Ints) -> Ints:
         """The number of no that ``wrong`` wrong masks among ``sizes`` bring, but for a chance of ``doubt``."""
@@ -38,12 +39,17 @@ class Rates:
         return caught + quantile(self.doubt / 4, np.maximum(sizes - wrong, 0), self.false_alarm)
 
     def missed(self, no: int) -> int:
-        """How many wrong masks may have been answered yes where ``no`` masks were not; for half of ``doubt``."""
-        return _missed(self, no)
+        """How many wrong masks may have been answered yes before, where ``no`` were not; for half of ``doubt``."""
+        return _missed(self.miss if self.earlier is None else self.earlier, self.doubt, no)
 
     def answered_no(self, wrong: Floats) -> Floats:
         """The share of no to be expected where a share ``wrong`` is wrong."""
         return wrong * (1 - self.miss) + (1 - wrong) * self.false_alarm
+
+    def right(self, yes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The chance that a mask is right that is answered yes with the chance ``yes``."""
+        told = max(1 - self.miss - self.false_alarm, 0.1)
+        return np.clip((yes - np.float32(self.miss)) / np.float32(told), 0, 1)
 
 
 def quantile(chance: float, trials: Ints, rate: float) -> Ints:
@@ -64,17 +70,17 @@ ANY_NUMBER = 2**40
 
 
 @lru_cache(maxsize=4096)
-def _missed(rates: Rates, no: int) -> int:
-    if rates.miss <= 0:
+def _missed(miss: float, doubt: float, no: int) -> int:
+    if miss <= 0:
         return 0
-    if rates.miss >= 1:
+    if miss >= 1:
         return ANY_NUMBER
     # the most wrong masks that would bring no more than so many no
-    few, many = no, int(4 * (no + 60) / (1 - rates.miss))
+    few, many = no, int(4 * (no + 60) / (1 - miss))
     while many - few > 1:
         middle = (few + many) // 2
-        few, many = (middle, many) if bdtr(no, middle, 1 - rates.miss) >= rates.doubt / 4 else (few, middle)
-    return int(quantile(1 - rates.doubt / 4, np.array(few), rates.miss))
+        few, many = (middle, many) if bdtr(no, middle, 1 - miss) >= doubt / 4 else (few, middle)
+    return int(quantile(1 - doubt / 4, np.array(few), miss))
 
 
 @dataclass(frozen=True)
@@ -113,15 +119,9 @@ class Gold:
         """The rates, a few errors expected beforehand."""
         return Rates((self.missed + 0.5) / (self.wrong + 5), (self.marked + 0.5) / (self.right + 10))
 
-    def rates(self, alpha: float, doubt: float, unknown: float = 0.0, dark: float = 0.0) -> Rates:
-        """Rates on the safe side, all of them at once and at all times with a chance of 1 - ``alpha``.
-
-        unknown, dark: the shares of the answers of whose misses, and of whose marks, these counts say nothing.
-        """
-        miss = unknown + (1 - unknown) * _limit(self.missed, self.wrong, alpha / 2, upper=True)
-        false_alarm = (1 - dark) * _limit(self.marked, self.right, alpha / 2, upper=False)
-        # an annotator no better than chance tells nothing of a mask
-        return Rates(max(miss, 1e-9), min(false_alarm, 1 - miss), doubt)
+    def rates(self, alpha: float, doubt: float) -> Rates:
+        """Rates of one annotator, on the safe side: ``rates_of`` one."""
+        return rates_of([self], [1], alpha, doubt)
 
 
 Interval = tuple[float, float, float]
@@ -137,27 +137,62 @@ def interval(happened: float, shown: float, confidence: float = 0.95) -> Interva
     return happened / shown, low, high
 
 
-@lru_cache(maxsize=4096)
-def _limit(happened: float, shown: float, alpha: float, upper: bool) -> float:
-    """A bound on a rate that holds at all times: where the prior-posterior ratio reaches 1/α.
+def rates_of(golds: Sequence[Gold], weights: Sequence[float], alpha: float, doubt: float) -> Rates:
+    """Rates on the safe side of answers of which so large a part is of each annotator.
 
-    The working prior, beta(1/2, 9/2), expects one error in ten; it moves the bound, not its truth.
+    golds: of every annotator with any; weights: (a,) theirs of the answers, in any unit. With a chance of
+    1 - ``alpha`` the bounds hold at all times, for all annotators and whatever the weights, all at once.
     """
-    prior = 0.5, 4.5
-    seen = betaln(prior[0] + happened, prior[1] + shown - happened) - betaln(*prior)
+    shown = tuple((gold.wrong, gold.missed, gold.right, gold.marked) for gold in golds)
+    return _rates_of(shown, tuple(weights), alpha, doubt)
 
-    def excluded(rate: float) -> bool:
-        likelihood = xlogy(happened, rate) + xlog1py(shown - happened, -rate)
-        return bool(seen - likelihood >= np.log(1 / alpha))
 
-    likeliest = happened / shown if shown else 0.5
-    inside, outside = likeliest, 1.0 if upper else 0.0
-    if not excluded(outside):
-        return outside
+@lru_cache(maxsize=4096)
+def _rates_of(
+    golds: tuple[tuple[float, ...], ...], weights: tuple[float, ...], alpha: float, doubt: float
+) -> Rates:
+    wrong, missed, right, marked = np.array(golds, dtype=np.float64).T
+    weight = np.array(weights, dtype=np.float64) / sum(weights)
+    miss = _greatest_mean(missed, wrong - missed, weight, alpha / 2, LOW_RATE)
+    false_alarm = 1 - _greatest_mean(right - marked, marked, weight, alpha / 2, LOW_RATE[::-1])
+    # an annotator no better than chance tells nothing of a mask
+    return Rates(max(miss, 1e-9), max(0.0, min(false_alarm, 1 - miss)), doubt)
+
+
+LOW_RATE = 0.5, 4.5  # the working prior, a beta distribution: one error in ten
+TINY = 1e-300
+
+
+def _greatest_mean(
+    happened: Floats, not_: Floats, weight: Floats, alpha: float, prior: tuple[float, ...]
+) -> float:
+    """The greatest weighed mean of the rates of several annotators that their counts leave possible.
+
+    happened, not_: (a,) counts of each; weight: (a,), sums to 1. For each annotator the chance of the counts under
+    the prior, over that under their true rate, is a martingale that begins at 1, and so is the product of all. It
+    ever reaches 1/α with probability at most α; so but for that the true rates are always among those at which the
+    product is less, and no mean of them exceeds the greatest one there. The prior moves the bound, not its truth.
+    """
+    shown = happened + not_
+    seen = float((betaln(prior[0] + happened, prior[1] + not_) - betaln(*prior)).sum())
+
+    def rates(price: float) -> Floats:
+        """(a,) the rates at which the mean, less the price of the log evidence, is greatest."""
+        slack = weight - price * shown
+        root = np.sqrt(slack**2 + 4 * weight * price * happened)
+        # the same number in two ways, each exact where the other isn't
+        small, large = 2 * price * happened / (root - slack + TINY), (root + slack) / (2 * weight + TINY)
+        return np.clip(np.where(slack > 0, large, small), 0.0, 1.0)
+
+    def possible(price: float) -> bool:
+        at = rates(price)
+        return bool(seen - (xlogy(happened, at) + xlog1py(not_, -at)).sum() < log(1 / alpha))
+
+    low, high = -60.0, 30.0  # logarithms of prices; the higher, the nearer to what was seen
     for _ in range(40):
-        middle = (inside + outside) / 2
-        inside, outside = (inside, middle) if excluded(middle) else (middle, outside)
-    return outside
+        middle = (low + high) / 2
+        low, high = (low, middle) if possible(exp(middle)) else (middle, high)
+    return min(float(weight @ rates(exp(high))), 1.0)
 
 
 # annotators by account
@@ -166,7 +201,6 @@ SUSPICION = log(20)  # evidence of a miss rate that is not tolerated, from which
 GOOD = 3  # an annotator who misses this much less than is tolerated is a good one
 RECENT = 20  # answers in which an account is seen that is at work now
 REPEATS = 3  # answers of one person on the same questions, of which the last one counts in any case
-FEW = 8  # wrong masks shown, below which annotators are taken together
 
 
 @dataclass(eq=False)
@@ -232,37 +266,16 @@ class Team:
         return {account: one.counted for account, one in self.accounts.items() if one.counted}
 
     def rates(self, mix: Mapping[int, int], alpha: float, doubt: float) -> Rates:
-        """Rates on the safe side of answers of which so many are of each account.
+        """Rates on the safe side of answers of which so many are of each account; ``rates_of`` says how sure.
 
-        Each account's own rate, weighed by its answers, with the evidence of as much gold as there is of all in
-        that proportion; the accounts with little gold are taken together. Who has none may miss everything.
+        Who has answered no gold may miss everything.
         """
-        if self.common != Gold():
+        told = {account for account, one in self.accounts.items() if one.weighed != Gold()}
+        known = sorted(told | {account for account, many in mix.items() if many > 0})
+        many = [max(mix.get(account, 0), 0) for account in known]
+        if self.common != Gold() or not any(many):
             return self.gold.rates(alpha, doubt)
-        known = [(self[account].weighed, many) for account, many in sorted(mix.items()) if many > 0]
-        if not known:
-            return self.gold.rates(alpha, doubt)
-        alone = [(gold, many) for gold, many in known if gold.wrong >= FEW]
-        few = [(gold, many) for gold, many in known if gold.wrong < FEW]
-        if few:
-            alone.append((sum((gold for gold, _ in few), Gold()), sum(many for _, many in few)))
-        shown = np.array([[g.wrong, g.missed, g.right, g.marked] for g, _ in alone], dtype=np.float64)
-        weight = np.array([many for _, many in alone], dtype=np.float64)
-        weight /= weight.sum()
-        wrong, missed, unknown = _proportional(shown[:, 0], shown[:, 1], weight)
-        right, marked, dark = _proportional(shown[:, 2], shown[:, 3], weight)
-        return Gold(wrong, missed, right, marked).rates(alpha, doubt, unknown, dark)
-
-
-def _proportional(shown: Floats, happened: Floats, weight: Floats) -> tuple[float, float, float]:
-    """How much was shown in the proportion of the weights, what happened of that, and the weight of none."""
-    there = shown > 0
-    unknown = float(weight[~there].sum())
-    if not there.any():
-        return 0.0, 0.0, 1.0
-    part = weight[there] / weight[there].sum()
-    size = float((shown[there] / part).min())
-    return size, float(size * (part * happened[there] / shown[there]).sum()), unknown
+        return rates_of([self[account].weighed for account in known], many, alpha, doubt)
 
 
 # overlap
@@ -283,11 +296,26 @@ class Labels:
         """The share of pairs of answers to one question that are the same; None without any."""
         if not len(self):
             return None
+        same, others = self._others()
+        return float(same.sum() / others.sum())
+
+    def with_others(self) -> dict[int, tuple[float, int]]:
+        """Of each account, the share of the others' answers that are the same as its own, and its questions."""
+        if not len(self):
+            return {}
+        same, others = self._others()
+        accounts, who = np.unique(self.account, return_inverse=True)
+        shares = np.bincount(who, same) / np.bincount(who, others)
+        return dict(
+            zip(accounts.tolist(), zip(shares.tolist(), np.bincount(who).tolist(), strict=True), strict=True)
+        )
+
+    def _others(self) -> tuple[Floats, Ints]:
+        """(k,) how many of the others' answers to the same question are the same, and how many there are."""
         _, place = np.unique(self.mask, return_inverse=True)
-        many = np.bincount(place)
-        yes = np.bincount(place, self.yes)
-        no = many - yes
-        return float((yes * (yes - 1) + no * (no - 1)).sum() / (many * (many - 1)).sum())
+        others = np.bincount(place)[place] - 1
+        yes = np.bincount(place, self.yes)[place]
+        return np.where(self.yes, yes - 1, others - yes), others
 
 
 def dawid_skene(labels: Labels, steps: int = 100) -> dict[int, Rates]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -20,7 +20,6 @@ from propagation.events import (
     CertificateOpened,
     Certified,
     Command,
-    Commanded,
     Decided,
     Decision,
     Event,
@@ -207,7 +206,6 @@ class CalibratedSearch:
             self._measure()
             self._enough = True
         self._category = {name: place for place, name in enumerate(table.categories)}
-        self._more: set[tuple[int, int]] = set()  # clusters about which more is to be asked, by command
 
     # the fold
 
@@ -222,7 +220,9 @@ class CalibratedSearch:
                 rows = self._campaign.pages[event.page].rows
                 self._asked += len(rows) if event.attempt == 1 else 0
                 if event.attempt == 1:
-                    self._more = {key for key in self._more if not np.isin(self._campaign.rows(*key), rows).any()}
+                    for key in self._campaign.commands.more:
+                        if len(some := rows[np.isin(rows, self._campaign.rows(*key))]):
+                            self._campaign.commands.no_more(key, some)
                 for attempt in self._attempt.values():
                     if attempt.open:
                         attempt.certificate.issue(rows)
@@ -245,9 +245,6 @@ class CalibratedSearch:
                 # proven by questions that were asked since: what was held back for want of these is no longer
                 inside = (attempt.certificate.levels > 0) & (attempt.certificate.levels <= event.level)
                 self._campaign.commands.release(np.flatnonzero(inside), whole=False, up_to=attempt.commands)
-            case Commanded(command="ask"):
-                if (key := self._campaign.commands.key(event.target)) is not None:
-                    self._more.add(key)
             case CertificateClosed():
                 self._attempt[event.certificate].open = False
             case ProposalPutOff():
@@ -330,8 +327,8 @@ class CalibratedSearch:
     def _rates(self, attempt: Attempt) -> Rates:
         """The annotators' error rates, on the safe side, of the answers that an attempt rests on."""
         alpha = attempt.certificate.alpha
-        before, since = (self._rates_of(mix, alpha) for mix in (attempt.before, attempt.since or attempt.before))
-        return Rates(max(before.miss, since.miss), min(before.false_alarm, since.false_alarm), before.doubt)
+        since = self._rates_of(attempt.since or attempt.before, alpha)
+        return replace(since, earlier=self._rates_of(attempt.before, alpha).miss)
 
     def _rates_of(self, mix: Mapping[int, int], alpha: float) -> Rates:
         """The annotators' error rates, on the safe side, where so many answers are of each account."""
@@ -339,10 +336,7 @@ class CalibratedSearch:
             return PERFECT
         doubt = alpha * DOUBT_ALPHA
         if self._enough:
-            team = self._campaign.team
-            # the answers before a certificate and those for it are of two mixes, where there are several accounts
-            share = GOLD_ALPHA / (2 if len(team.accounts) > 1 else 1)
-            return team.rates(mix, self._alpha * share, doubt)
+            return self._campaign.team.rates(mix, self._alpha * GOLD_ALPHA, doubt)
         return Rates(self._rule.miss, self._rule.false_alarm, doubt)
 
     def _likely_rates(self) -> Rates:
@@ -387,8 +381,8 @@ class CalibratedSearch:
     def draw(self, room: int | None) -> Iterator[Choice | Draw]:
         """Learn; then, for each scope, propose, and ask what proves it."""
         left = np.inf if room is None else room
-        if self._more:
-            some = [self._draw_more(key)[: self._rule.page_size] for key in sorted(self._more)]
+        if more := self._campaign.commands.more:
+            some = [self._draw_more(key)[: self._rule.page_size] for key in sorted(more)]
             rows = np.unique(np.concatenate(some))
             if len(rows) and left:
                 yield from self._as_draws(rows[: int(min(left, len(rows)))])
@@ -512,9 +506,8 @@ class CalibratedSearch:
         if known < scope.idle_until:
             return
         if scope.tries < ATTEMPTS:
-            levels, wrong = self._sets(scope)
-            expected = self._likely_rates().answered_no(wrong)
             alpha = (scope.alpha - scope.spent) * self._rule.spend
+            levels, expected = self._sets(scope, alpha)
             if len(expected) and self._worth(scope, levels, expected, alpha, left):
                 number = 1 + max(self._attempt, default=0)
                 yield CertificateOpened(number, scope.category, alpha, pack(levels), tuple(expected.tolist()))
@@ -538,15 +531,16 @@ class CalibratedSearch:
         rates = self._rates_of(self._campaign.team.counted(), alpha)
         return judged or self._reach(trial, 0, rates, left, scope.standing is None)[0] > 0
 
-    def _sets(self, scope: Scope) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
-        """(n,) the set that each mask enters at, and (k,) the share of wrong masks expected in each, or none."""
+    def _sets(self, scope: Scope, alpha: float) -> tuple[NDArray[np.uint16], NDArray[np.float64]]:
+        """(n,) the set that each mask enters at, and (k,) the share of no expected in each, or none."""
         campaign, rule = self._campaign, self._rule
         table, verdict = campaign.table, campaign.verdict
         levels = np.zeros(len(table), dtype=np.uint16)
         inside = table.best & ~campaign.taken[table.image]
         if scope.category:
             inside &= table.category == self._category[scope.category]
-        right = self._learned()
+        says_yes, likely = self._learned(), self._likely_rates()
+        right = likely.right(says_yes)
         # a new set is frozen without what commands decide, but for what was proven before they came
         proven, commands = self._certified(scope) & ~campaign.commands.out(), campaign.commands
         inside &= (commands.ruled == 0) | (proven & (commands.ruled == ACCEPT))
@@ -555,7 +549,12 @@ class CalibratedSearch:
         judged = inside & (verdict == YES)
         if not self._perfect:
             judged &= right >= rule.target - 0.1
-        fresh &= ~self._held_back(right) | sure
+            missed = self._rates_of(campaign.team.counted(), alpha).missed(
+                int(((verdict != -1) & (verdict != YES)).sum())
+            )
+            # they are left out where more of them may be wrong than they make up for
+            judged &= missed < (1 - rule.target) * judged.sum()
+        fresh &= ~self._held_back(says_yes) | sure
         # of as many numbers as masks, few and short ones at a time: they are the most memory that a campaign takes
         order = np.flatnonzero(fresh).astype(np.int32)
         order = order[np.lexsort((-right[order], ~sure[order]))]
@@ -576,7 +575,7 @@ class CalibratedSearch:
         ends = ends[ends > 0]
         levels[order[:top]] = np.repeat(np.arange(1, len(ends) + 1, dtype=np.uint16), np.diff(ends, prepend=0))
         levels[judged] = 1
-        return levels, 1 - expected_right[ends - 1] / ends
+        return levels, likely.answered_no(1 - expected_right[ends - 1] / ends)
 
     def _learned(self) -> NDArray[np.float32]:
         """(n,) the posterior of all verdicts so far; a mask's own verdict is left out of what is said of it."""
@@ -670,7 +669,7 @@ class CalibratedSearch:
             )
         if not len(self._draw_more((place, node))):
             return "all its masks have been asked about, or are on images that a person annotated"
-        if (place, node) in self._more:
+        if (place, node) in campaign.commands.more:
             return "more is asked about it in the next round already; wait for the answers"
         if self._rule.budget is not None and campaign.questions_asked >= self._rule.budget:
             return f"the budget of {self._rule.budget} questions is spent; accept or reject it"

@@ -22,6 +22,7 @@ from propagation.errors import StoreError
 from propagation.events import (
     CampaignStarted,
     Commanded,
+    CommandRefused,
     Decided,
     Decision,
     Event,
@@ -209,7 +210,7 @@ class Campaign:
             case Decided():
                 self.evidence[event.cluster] = event.asked, event.right
                 self.state[self.find(event.cluster)] = _STATES[event.decision]
-            case Commanded():
+            case Commanded() | CommandRefused():
                 self.commands.apply(event)
             case GoldAnswered():
                 self.team.common += Gold(event.wrong, event.missed, event.right, event.marked)
@@ -473,6 +474,14 @@ class Campaign:
             names[by_command] = self.commands.names()[by_command]
         return names
 
+    def front(self) -> NDArray[np.object_]:
+        """(n,) the name of the smallest cluster looked at that a mask is in, whatever became of it."""
+        names = np.full(len(self.table), None, dtype=object)
+        roots = [(place, tree.root) for place, tree in enumerate(self.trees)]
+        for place, node in sorted([*roots, *self.state], key=lambda key: -int(self.trees[key[0]].sizes[key[1]])):
+            names[self.rows(place, node)] = self.cluster(place, node)
+        return names
+
     def inside(self, state: State) -> NDArray[np.bool_]:
         inside = np.zeros(len(self.table), dtype=bool)
         for place, node in self.clusters(state):
@@ -511,7 +520,7 @@ class Campaign:
         draws: list[Draw] = []
         budget = self.strategy.budget
         if len(set(self.team.recent)) > 1:
-            for asked in self._alone.values():
+            for asked in list(self._alone.values()):
                 last = asked.pages[-1].issued
                 yield self._new_page(
                     last.attempt + 1, last.category, last.questions, last.clusters, gold, overlap=True

@@ -136,6 +136,21 @@ class Commanded:
 
 
 @dataclass(frozen=True)
+class CommandRefused:
+    """A command could not be obeyed. It is not tried again, whatever comes.
+
+    The fields of ``Commanded``; why: as a clause, with the remedy.
+    """
+
+    target: str
+    command: Command
+    by: str
+    at: str
+    source: str
+    why: str
+
+
+@dataclass(frozen=True)
 class CertificateOpened:
     """Nested sets of masks are frozen, to be certified.
 
@@ -239,6 +254,7 @@ Event = (
     | ImageTaken
     | Decided
     | Commanded
+    | CommandRefused
     | CertificateOpened
     | Certified
     | CertificateClosed

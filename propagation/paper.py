@@ -108,8 +108,7 @@ class PaperSearch:
         self._rests = np.zeros(len(campaign.table), dtype=bool)
         self._doubted: set[Key] = set()
         self._split: set[Key] = set()
-        # by command: clusters to ask more about, and those decided ones whose further questions are out
-        self._more: set[Key] = set()
+        # clusters whose further questions, wished for by command, are out
         self._again: set[Key] = set()
         # what clusters were before they were split by command; the verdicts in those whose decision was undone
         self._before: dict[Key, tuple[State, NDArray[np.int64] | None]] = {}
@@ -179,12 +178,12 @@ class PaperSearch:
         page = self._campaign.pages[event.page].rows
         for key in map(self._campaign.find, event.clusters):
             state = self._campaign.state.get(key, "split")
-            if event.attempt == 1 and key in self._more:
-                self._more.discard(key)
+            rows = page[np.isin(page, self._campaign.rows(*key))]
+            if event.attempt == 1 and key in self._campaign.commands.more | self._again:
+                self._campaign.commands.no_more(key, rows)
                 self._again.add(key)
             if key in self._again and state in ("accepted", "rejected"):
                 # its decision stands until all the answers are there, and rests on them too
-                rows = page[np.isin(page, self._campaign.rows(*key))]
                 self._basis[key] = np.union1d(self._basis.get(key, rows), rows)
                 self._rests[rows] = True
             # asked again after its split, a cluster's verdicts count for its halves
@@ -192,14 +191,12 @@ class PaperSearch:
                 self._reopen(key)
 
     def _obey(self, event: Commanded) -> None:
-        """Split a cluster, ask more about it, or take back what was said or decided."""
+        """Split a cluster, or take back what was said or decided."""
         campaign = self._campaign
         key = campaign.commands.key(event.target)
         undone = campaign.commands.undone
         if key is not None and event.command == "split":
             self._split_by_command(key)
-        elif key is not None and event.command == "ask":
-            self._more.add(key)
         elif key is not None and undone is not None and undone.command == "split":
             self._join(key)
         elif key is not None and event.command == "undo" and undone is None:
@@ -216,7 +213,7 @@ class PaperSearch:
         place, node = key
         self._before[key] = campaign.state[key], self._basis.pop(key, None)
         campaign.state[key] = "split"
-        for some in (self._undecided, self._doubted, self._more, self._again):
+        for some in (self._undecided, self._doubted, self._again):
             some.discard(key)
         for half in campaign.trees[place].halves(node):
             if (place, half) not in campaign.state:
@@ -250,7 +247,7 @@ class PaperSearch:
             self._basis[key] = rows[campaign.verdict[rows] != -1]
             self._rests[self._basis[key]] = True
         if event.decision == "split":
-            self._more.discard(key)
+            campaign.commands.no_more(key)
             self._split.add(key)
             for half in campaign.trees[place].halves(node):
                 if (place, half) not in campaign.state:
@@ -269,7 +266,7 @@ class PaperSearch:
                 self._depth.pop(key)
                 self._basis.pop(key, None)
                 self._before.pop(key, None)
-                for some in (self._undecided, self._doubted, self._split, self._more, self._again):
+                for some in (self._undecided, self._doubted, self._split, self._again):
                     some.discard(key)
 
     def _review(self) -> Iterator[Decided]:
@@ -328,7 +325,8 @@ class PaperSearch:
     def draw(self, room: int | None) -> Iterator[Decided | Draw]:
         """Split what is split without asking; then the questions of the first clusters in the queue."""
         campaign, left = self._campaign, np.inf if room is None else room
-        for key in sorted(self._more):
+        more = {key for key in campaign.commands.more if campaign.state.get(key, "split") != "split"}
+        for key in sorted(more):
             rows = self._draw_more(key)[: int(min(left, self._rule.samples))]
             if len(rows):
                 left -= len(rows)
@@ -344,7 +342,7 @@ class PaperSearch:
                 if campaign.state.get(key) != "open":
                     continue
                 kept.append(entry)
-                if key in self._more or campaign.commands.covers(campaign.rows(place, node)):
+                if key in more or campaign.commands.covers(campaign.rows(place, node)):
                     continue
                 if self._split_unasked(key):
                     if node >= len(campaign.trees[place]):
@@ -397,7 +395,7 @@ class PaperSearch:
             return "it is split already; name one of its parts"
         if command == "split":
             return self._cannot_split(place, node)
-        if key in self._more | self._again:
+        if key in campaign.commands.more | self._again:
             return "more is being asked about it already; wait for the answers"
         if not len(campaign.free(place, node)):
             return "all its masks have been asked about, or are on images that a person annotated"

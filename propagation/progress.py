@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from propagation.annotators import Annotator, Gold, Interval
 from propagation.campaign import UNASKED, Campaign, PageState
 from propagation.events import Event, PageAnswered
 from propagation.summary import Row, statement, summarize
@@ -18,6 +20,7 @@ QUESTION_SECONDS = 1.4  # a question, of the paper's annotators (section 4)
 DRAWING_SECONDS = 80.0  # a mask drawn by hand, the paper's figure for a polygon of COCO
 POINTS = 60  # of the history, at most
 EXAMPLES = 5  # clusters named of each state, the largest
+MOST_CATEGORIES = 50  # that have a row of their own, the largest; the others share one
 EDGES = np.outer(10 ** np.arange(9), (1, 3)).ravel()  # of bins of cluster sizes
 STATES = ("accepted", "proposed", "asking", "open", "rejected", "split", "undone")
 PER_HOUR = 3600.0
@@ -53,14 +56,14 @@ class History:
     answer comes in, of what followed from those before; whenever there are ``POINTS`` of them, every second one is
     let go and the next are kept half as often. So the same log makes the same history.
 
-    begun: when the log begins; version: events so far.
+    begun: when the log begins; version: events so far; latest: of each account, when its latest answer came in.
     """
 
     def __init__(self, campaign: Campaign) -> None:
         self.campaign = campaign
         self.begun: datetime | None = None
         self.version = 0
-        self._latest: datetime | None = None
+        self.latest: dict[int, datetime] = {}
         self._seconds = 0.0
         self._timed = 0
         self._points: list[tuple[datetime, int, float, int]] = []
@@ -75,9 +78,9 @@ class History:
         if not isinstance(event, PageAnswered):
             return
         if self._answered - self._kept >= self._step:
-            self._keep(self._latest or at)
+            self._keep(max(self.latest.values(), default=at))
         self._answered += len(event.verdicts)
-        self._latest = at
+        self.latest[event.by] = at
         page = self.campaign.pages.get(event.page)
         before = page.answer if page else None
         if before is not None and before.annotation == event.annotation:
@@ -124,7 +127,7 @@ class History:
 def progress(history: History, terms: Terms, now: datetime) -> dict[str, Any]:
     """The document of the progress board, as JSON holds it; every figure in it is of the moment ``now``."""
     campaign = history.campaign
-    *rows, total = summarize(campaign)
+    *rows, total = summarize(campaign, MOST_CATEGORIES)
     points = history.points(now)
     rule = asdict(campaign.strategy)  # type: ignore[call-overload]
     return {
@@ -134,6 +137,8 @@ def progress(history: History, terms: Terms, now: datetime) -> dict[str, Any]:
         "statement": statement(campaign),
         "target": rule.get("target", rule.get("accept_at")),
         "scope": rule.get("scope"),
+        "measured": campaign.measured,
+        "assumed": {name: rule[name] for name in ("miss", "false_alarm")} if "miss" in rule else None,
         "at": _iso(now),
         "begun": None if history.begun is None else _iso(history.begun),
         "masks": _masks(campaign, total, terms),
@@ -142,15 +147,27 @@ def progress(history: History, terms: Terms, now: datetime) -> dict[str, Any]:
             "asked": campaign.questions_asked,
             "budget": campaign.strategy.budget,
             "pages_waiting": len(campaign.waiting_pages),
+            "waiting": sum(len(page.shown) for page in campaign.waiting_pages),
+            "latest": _iso(max(history.latest.values())) if history.latest else None,
         },
+        "leftover": campaign.search.leftover() if total.open and not campaign.waiting_pages else None,
         "work": _work(history, terms, points[-1]),
         "history": [asdict(point) for point in points],
         "forecast": _forecast(history, terms, points),
         "clusters": _clusters(campaign),
         "categories": [asdict(row) for row in rows],
-        "annotators": _annotators(campaign),
-        "gold": _gold(campaign),
+        "others": _others(campaign, rows, total),
+        "annotators": _annotators(history),
+        "team": _team(campaign),
     }
+
+
+def _others(campaign: Campaign, rows: Sequence[Row], total: Row) -> dict[str, int] | None:
+    """The figures of the categories without a row, together; None where each has one."""
+    left = len(campaign.table.categories) - len(rows)
+    names = ("masks", "outdone", "questions", "accepted", "rejected", "open")
+    counts = {name: getattr(total, name) - sum(getattr(row, name) for row in rows) for name in names}
+    return {"categories": left, **counts} if left else None
 
 
 def _masks(campaign: Campaign, total: Row, terms: Terms) -> dict[str, Any]:
@@ -239,10 +256,7 @@ def _clusters(campaign: Campaign) -> dict[str, Any]:
     states = campaign.states()
     keys = np.array(list(states), dtype=np.int64).reshape(-1, 2)
     codes = np.array([STATES.index(state) for state in states.values()], dtype=np.int64)
-    sizes = np.zeros(len(keys), dtype=np.int64)
-    for place, tree in enumerate(campaign.trees):
-        here = keys[:, 0] == place
-        sizes[here] = tree.sizes[keys[here, 1]]
+    sizes = np.array([campaign.trees[place].sizes[node] for place, node in states], dtype=np.int64)
     bins = np.searchsorted(EDGES, sizes, side="right") - 1
     low, high = (int(bins.min()), int(bins.max())) if len(bins) else (0, -1)
     width = high - low + 1
@@ -277,41 +291,70 @@ def _largest(campaign: Campaign, keys: NDArray[np.int64], sizes: NDArray[np.int6
     return found
 
 
-def _annotators(campaign: Campaign) -> list[dict[str, Any]]:
-    """A row an annotator, who answered most first; gold and agreement are None where nothing is known of them."""
+def _annotators(history: History) -> list[dict[str, Any]]:
+    """A row an annotator, who answered most first."""
+    campaign = history.campaign
     answered = [page for page in campaign.pages.values() if page.answer is not None]
     by: dict[int, list[PageState]] = {}
     for page in answered:
         by.setdefault(page.answer.by, []).append(page)  # type: ignore[union-attr]
-    rows = [_annotator(campaign, number, pages) for number, pages in by.items()]
+    agreed = campaign.overlaps().with_others()
+    rows = [
+        {
+            "annotator": number,
+            **_answers(pages),
+            "latest": _iso(history.latest[number]) if number in history.latest else None,
+            **_gold(campaign.team.accounts.get(number, Annotator()).shown),
+            "agreement": _agreement(*agreed[number]) if number in agreed else None,
+            "suspected": campaign.team.accounts.get(number, Annotator()).suspected,
+        }
+        for number, pages in by.items()
+    ]
     return sorted(rows, key=lambda row: (-row["questions"], row["annotator"]))
 
 
-def _annotator(campaign: Campaign, number: int, pages: Sequence[PageState]) -> dict[str, Any]:
+def _answers(pages: Sequence[PageState]) -> dict[str, Any]:
+    """What somebody answered. asked_again: why answers do not count, and of how many pages."""
     answers = [page.answer for page in pages if page.answer is not None]
     timed = np.array([(a.seconds, len(a.verdicts)) for a in answers if a.seconds and a.verdicts]).reshape(-1, 2)
     questions = sum(len(answer.verdicts) for answer in answers)
     marked = sum(len(answer.verdicts) - answer.verdicts.count("yes") for answer in answers)
     return {
-        "annotator": number,
         "pages": len(pages),
         "questions": questions,
         "seconds_a_question": float(np.median(timed[:, 0] / timed[:, 1])) if len(timed) else None,
         "hours": float(timed[:, 0].sum()) / PER_HOUR if len(timed) else None,
         "marked": marked / questions if questions else None,
-        "latest": max(answer.version for answer in answers),
-        "missed": None,
-        "false_alarms": None,
-        "agreement": None,
+        "asked_again": dict(Counter(page.refused for page in pages if page.refused)),
     }
 
 
-def _gold(campaign: Campaign) -> dict[str, int] | None:
-    """What was answered to questions whose truth is known, of all annotators; None without any."""
-    wrong, missed, right, marked = astuple(campaign.gold)
-    if not wrong + right:
-        return None
-    return {"wrong": wrong, "missed": missed, "right": right, "marked": marked}
+def _team(campaign: Campaign) -> dict[str, Any]:
+    """All annotators together, with the gold that tells of the answers that count. gold_share: of new pages."""
+    labels = campaign.overlaps()
+    share = labels.agreement()
+    return {
+        **_answers([page for page in campaign.pages.values() if page.answer is not None]),
+        **_gold(campaign.gold),
+        "agreement": None if share is None else _agreement(share, len(np.unique(labels.mask))),
+        "gold_share": campaign.checks.share if campaign.checks.measures else 0.0,
+    }
+
+
+def _gold(gold: Gold) -> dict[str, dict[str, float] | None]:
+    """The rates of error on masks of known truth; None where none were shown."""
+    return {
+        "missed": _rate(gold.miss_interval(), gold.wrong),
+        "false_alarms": _rate(gold.false_alarm_interval(), gold.right),
+    }
+
+
+def _rate(shares: Interval, of: float) -> dict[str, float] | None:
+    return dict(zip(("share", "low", "high", "of"), (*shares, of), strict=True)) if of else None
+
+
+def _agreement(share: float, questions: int) -> dict[str, float]:
+    return {"share": share, "of": questions}
 
 
 def _iso(moment: datetime) -> str:

@@ -38,8 +38,8 @@ class Row:
     commanded: int = 0
 
 
-def summarize(campaign: Campaign) -> list[Row]:
-    """The categories' rows in order, then the total."""
+def summarize(campaign: Campaign, most: int | None = None) -> list[Row]:
+    """The categories' rows in order, then the total. most: rows at most; of more categories, the largest first."""
     table = campaign.table
     best = table.best
     accepted = campaign.accepted()
@@ -61,16 +61,19 @@ def summarize(campaign: Campaign) -> list[Row]:
         if kind is not None:
             clusters[kind, category] += 1
 
-    by_command = np.bincount(table.category[campaign.by_command()], minlength=len(table.categories))
+    commanded = np.bincount(table.category[campaign.by_command()], minlength=len(table.categories))
+    figures = np.vstack([counts, clusters, commanded])
 
-    def row(name: str, kinds: NDArray[np.int64], states: NDArray[np.int64], category: str | None) -> Row:
+    def row(name: str, category: str | None, sums: NDArray[np.int64]) -> Row:
+        *kinds, by_command = sums.tolist()
         shares = campaign.search.estimate(category), campaign.search.bound(category)
-        commanded = int(by_command.sum() if category is None else by_command[place_of[category]])
-        figures = [name, *kinds.tolist(), *states.tolist(), *shares, commanded]
-        return Row(**dict(zip(Row.__dataclass_fields__, figures, strict=True)))
+        return Row(**dict(zip(Row.__dataclass_fields__, (name, *kinds, *shares, by_command), strict=True)))
 
-    rows = [row(name, counts[:, place], clusters[:, place], name) for place, name in enumerate(table.categories)]
-    return [*rows, row("total", counts.sum(axis=1), clusters.sum(axis=1), None)]
+    places = list(range(len(table.categories)))
+    if most is not None and len(places) > most:
+        places = np.argsort(-counts[0], kind="stable")[:most].tolist()
+    named = [(table.categories[place], figures[:, place]) for place in places]
+    return [*(row(name, name, sums) for name, sums in named), row("total", None, figures.sum(axis=1))]
 
 
 def statement(campaign: Campaign) -> str:
@@ -86,7 +89,7 @@ def _claimed(campaign: Campaign) -> str:
         rule = asdict(campaign.strategy)  # type: ignore[call-overload]
         of = "in each category" if rule["scope"] == "category" else "in all"
         return (
-            f"Promise: with {rule['confidence']:.0%} confidence at least {_share(bound)} of the accepted "
+            f"Promise: with {rule['confidence']:.0%} confidence at least {share_text(bound)} of the accepted "
             f"masks are right, {of}; the answers suggest {estimate:.1%}."
         )
     if campaign.claim == "promise":
@@ -95,7 +98,7 @@ def _claimed(campaign: Campaign) -> str:
     return f"The share of right masks{said} is an estimate from the answers, not a promise."
 
 
-def _share(share: float) -> str:
+def share_text(share: float) -> str:
     """A share rounded down, to a tenth of a percent where it is not a whole one."""
     tenths = floor(share * 1000 + 1e-6)
     return f"{tenths // 10}%" if tenths % 10 == 0 else f"{tenths / 10}%"

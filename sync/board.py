@@ -14,8 +14,10 @@ from functools import cached_property
 from typing import Any
 
 from plugin.board import render
-from plugin.label_studio.views import project_url, task_url, view_url
+from plugin.label_studio.pages import in_a_line
+from plugin.label_studio.views import Where, project_url, task_url, view_url
 from propagation.progress import History, Terms, progress
+from sync.clusters import MOST
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +29,8 @@ SHARE = 0.05  # of the daemon's time that documents may take
 class Place:
     """Where a campaign is: the server, the source project with its title, and the project of its pages.
 
-    labels: predicted category -> label of the project, where they differ. people: names by number.
+    labels: predicted category -> label of the project, where they differ. people: names by number. board: the
+    project of the clusters' cards, or None.
     """
 
     server: str
@@ -36,6 +39,7 @@ class Place:
     verify: int
     labels: Mapping[str, str]
     people: Mapping[int, str]
+    board: int | None = None
 
 
 @dataclass(frozen=True)
@@ -108,52 +112,61 @@ def described(history: History, terms: Terms, place: Place, now: datetime) -> di
     """The document with titles, names, and for each figure the view of Label Studio behind it."""
     document = progress(history, terms, now)
     source, verify = project_url(place.server, place.source), project_url(place.server, place.verify)
-    annotated = view_url(
-        place.server, place.source, "annotated images", "total_annotations", "greater", "Number", 0
-    )
-    answered, waiting = (
-        view_url(place.server, place.verify, title, "total_annotations", operator, "Number", 0)
-        for title, operator in (("answered pages", "greater"), ("waiting pages", "equal"))
-    )
+    answered = Where("total_annotations", "greater", "Number", 0)
+    waiting = Where("total_annotations", "equal", "Number", 0)
     for row in document["annotators"]:
         number = row["annotator"]
         row["name"] = place.people.get(number, f"account {number}")
-        row["link"] = view_url(
-            place.server, place.verify, f"by {row['name']}", "annotators", "contains", "List", number
-        )
-    for state in document["clusters"]["states"]:
-        for cluster in state["largest"]:
-            task = cluster["task"]
-            cluster["link"] = verify if task is None else task_url(place.server, place.verify, task)
-    return {
-        **document,
-        "title": place.title,
-        "shown": [
-            name
-            for name in ("missed", "false_alarms", "agreement")
-            if any(row[name] is not None for row in document["annotators"])
-        ],
-        "links": {
-            "source": source,
-            "verify": verify,
-            "annotated": annotated,
-            "answered": answered,
-            "waiting": waiting,
-            "states": {
-                state["state"]: annotated if state["state"] == "accepted" else verify
-                for state in document["clusters"]["states"]
-            },
-            "categories": {
-                row["category"]: _of_category(place, place.labels.get(row["category"], row["category"]), annotated)
-                for row in document["categories"]
-            },
-        },
+        by = Where("annotators", "contains", "List", number)
+        row["link"] = view_url(place.server, place.verify, f"by {row['name']}", by)
+    states = document["clusters"]["states"]
+    all_shown = sum(state["clusters"] for state in states if state["state"] != "split") <= MOST
+    for cluster in (one for state in states for one in state["largest"]):
+        name, task = cluster["cluster"], cluster["task"]
+        page = None if task is None else task_url(place.server, place.verify, task)
+        card = _cards(place, name, Where("data.cluster", "equal", "String", name)) if all_shown else None
+        cluster["links"] = {"card": card or page, "page": page}
+    links: dict[str, Any] = {
+        "source": source,
+        "verify": verify,
+        "answer": f"{verify}?labeling=1",
+        "board": None if place.board is None else project_url(place.server, place.board),
+        "annotated": view_url(place.server, place.source, "annotated images", answered),
+        "answered": view_url(place.server, place.verify, "answered pages", answered),
+        "waiting": view_url(place.server, place.verify, "waiting pages", waiting),
+        "rejected": _cards(place, "rejected", _REJECTED),
+        "open": _cards(place, "open", *_OPEN),
     }
+    links["states"] = {
+        state["state"]: _cards(place, state["state"], Where("data.state", "contains", "String", state["state"]))
+        or (links["annotated"] if state["state"] == "accepted" else verify)
+        for state in states
+    }
+    links["categories"] = {
+        row["category"]: _of_category(place, row["category"], links) for row in document["categories"]
+    }
+    return {**document, "title": place.title, "links": links}
 
 
-def _of_category(place: Place, label: str, annotated: str) -> str:
-    """The images with a region of a label; all of them where a database writes the label in its own way."""
-    if not label.isascii():
-        return annotated
-    text = json.dumps(label)
-    return view_url(place.server, place.source, label, "annotations_results", "contains", "String", text)
+_REJECTED = Where("data.tab", "equal", "String", "rejected")
+_OPEN = tuple(Where("data.tab", "not_equal", "String", tab) for tab in ("accepted", "rejected", "split"))
+
+
+def _cards(place: Place, title: str, *where: Where) -> str | None:
+    """Some cards of the cluster board; None where the campaign has none."""
+    return None if place.board is None else view_url(place.server, place.board, title, *where)
+
+
+def _of_category(place: Place, category: str, links: Mapping[str, Any]) -> dict[str, str | None]:
+    """The views of a category: images with a region of it, pages that ask about it, its cards of either kind."""
+    label, name = place.labels.get(category, category), in_a_line(category)
+    region = Where("annotations_results", "contains", "String", json.dumps(label))
+    asked = Where("data.question", "contains", "String", f"“{name}”")
+    own = Where("data.category", "equal", "String", name)
+    return {
+        # a database writes what is not ASCII in its own way
+        "accepted": view_url(place.server, place.source, label, region) if label.isascii() else links["annotated"],
+        "questions": view_url(place.server, place.verify, f"pages of {name}", asked),
+        "rejected": _cards(place, f"rejected, {name}", own, _REJECTED),
+        "open": _cards(place, f"open, {name}", own, *_OPEN),
+    }

@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plugin.crops import contact_sheet
-from plugin.label_studio.clusters import Card, read_commands
+from plugin.label_studio.clusters import ACCOUNT, COMMANDS, Card, read_commands
 from plugin.label_studio.gateway import Gateway, Json
-from propagation.campaign import UNASKED, YES, Campaign, State
-from propagation.events import Commanded
-from sync.pages import render_crops
+from plugin.label_studio.pages import in_a_line
+from propagation.campaign import UNASKED, YES, Campaign
+from propagation.commands import ACCEPT, REJECT
+from propagation.errors import ServerError
+from propagation.events import Commanded, CommandRefused
+from sync.pages import draw_crops
 
 log = logging.getLogger(__name__)
 
@@ -26,8 +29,15 @@ PATCHES_AT_ONCE = 20  # cards that are changed in a pass; the server takes 0.1 s
 CROPS = 12
 
 Key = tuple[int, int]
-_FIRST: Mapping[State, int] = {"undone": 0, "asking": 1, "proposed": 1, "open": 2, "accepted": 3, "rejected": 4}
-_TABS: Mapping[State, str] = {"accepted": "accepted", "rejected": "rejected", "undone": "stuck", "split": "split"}
+ELSEWHERE = "in other clusters now"
+_FIRST: Mapping[str, int] = {"undone": 0, "asking": 1, "proposed": 1, "open": 2, "accepted": 3, "rejected": 4}
+_TABS: Mapping[str, str] = {
+    "accepted": "accepted",
+    "rejected": "rejected",
+    "undone": "stuck",
+    "split": "split",
+    ELSEWHERE: "split",
+}
 
 
 @dataclass
@@ -44,15 +54,14 @@ class Board:
     """One campaign's board.
 
     project, crops: the projects of the cards and of their pictures. locations: image key to where it is read.
-    refused: by cluster, why the latest command there was not obeyed.
     """
 
     gateway: Gateway
     project: int
     crops: int
     locations: Mapping[str, str]
-    refused: dict[str, str] = field(default_factory=dict)
     _shown: dict[str, Shown] | None = None
+    _names: dict[int, str] = field(default_factory=dict)
 
     def read(self, tasks: Iterable[Json], campaign: Campaign) -> list[Commanded]:
         """The commands that changed cards call for, in the order in which they were given.
@@ -82,20 +91,26 @@ class Board:
         """Add, change and take away some cards, the most telling first; whether more is to be done."""
         shown = self._look()
         states = _front(campaign)
+        for name, card in shown.items():  # what somebody spoke on stays, to be told what came of it
+            if card.annotated and (key := campaign.commands.key(name)) is not None:
+                states.setdefault(key, campaign.state.get(key, ELSEWHERE))
         cards = self._cards(campaign, states, finished)
-        self._clear([name for name in shown if name not in cards])
+        gone = [name for name in shown if name not in cards]
         changed = [
             (name, data)
             for name, card in cards.items()
             if name in shown
             and (data := card.data() | {"sheet": shown[name].data.get("sheet")}) != shown[name].data
         ]
-        changed.sort(key=lambda one: one[1]["state"] == shown[one[0]].data.get("state"))
+        changed.sort(
+            key=lambda one: all(one[1][told] == shown[one[0]].data.get(told) for told in ("state", "said"))
+        )
         for name, data in changed[:PATCHES_AT_ONCE]:
             self.gateway.update_task(shown[name].task, data)
             shown[name].data = data
-        fresh = [name for name in cards if name not in shown][: max(0, MOST - len(shown))]
+        fresh = [name for name in cards if name not in shown][: max(0, MOST - len(shown) + len(gone))]
         self._add(campaign, {name: cards[name] for name in fresh[:NEW_AT_ONCE]})
+        self._clear(gone)  # last, since a project loses its tabs with its last task
         return len(changed) > PATCHES_AT_ONCE or len(fresh) > NEW_AT_ONCE
 
     def forget(self) -> None:
@@ -146,10 +161,10 @@ class Board:
         best = rows[campaign.table.best[rows]]
         rows = best if len(best) else rows
         some = rows[np.unique(np.linspace(0, len(rows) - 1, min(CROPS, len(rows))).astype(int))]
-        crops = render_crops(self.gateway, campaign.table, some.astype(np.int64), self.locations)
-        return contact_sheet([crops[str(campaign.table.ids[row])] for row in some])
+        drawn = dict(draw_crops(self.gateway, [(campaign.table, some.astype(np.int64))], self.locations))
+        return contact_sheet([drawn[str(campaign.table.ids[row])] for row in some])
 
-    def _cards(self, campaign: Campaign, states: Mapping[Key, State], finished: bool) -> dict[str, Card]:
+    def _cards(self, campaign: Campaign, states: Mapping[Key, str], finished: bool) -> dict[str, Card]:
         accepted, by_command = campaign.accepted(), campaign.by_command()
         shown = self._look()
         found: dict[str, Card] = {}
@@ -163,12 +178,13 @@ class Board:
         self,
         campaign: Campaign,
         key: Key,
-        state: State,
+        state: str,
         accepted: NDArray[np.bool_],
         by_command: NDArray[np.bool_],
         finished: bool,
     ) -> Card:
         name, rows = campaign.cluster(*key), campaign.rows(*key)
+        state, commanded = _state(campaign, key, state)
         verdict = campaign.verdict[rows]
         asked, right = int((verdict != UNASKED).sum()), int((verdict == YES).sum())
         decided = state == "accepted" and campaign.claim == "promise" and not by_command[rows].any()
@@ -176,22 +192,44 @@ class Board:
         return Card(
             cluster=name,
             category=campaign.trees[key[0]].category,
-            state=_state(campaign, key, state),
+            state=f"{state} by command" if commanded else state,
             tab=_TABS.get(state, "stuck" if finished else "open"),
             size=len(rows),
             asked=asked,
             yes=round(100 * right / asked, 1) if asked else None,
             proven=None if share is None else int(share * 1000 + 1e-6) / 10,
             accepted=int(accepted[rows].sum()),
-            said=self.refused.get(name) or _said(campaign, key),
+            said=self._said(campaign.commands.said.get(key)),
             sheet="",
         )
 
+    def _said(self, event: Commanded | CommandRefused | None) -> str:
+        """The last word on a cluster."""
+        if event is None:
+            return ""
+        title = next(title for title, command in COMMANDS.items() if command == event.command)
+        told = f"{title}, by {in_a_line(self._name(event.by))}, {event.at[:16].replace('T', ' ')} UTC"
+        return f"Not obeyed: {told}: {event.why}." if isinstance(event, CommandRefused) else f"{told}."
 
-def _front(campaign: Campaign) -> dict[Key, State]:
+    def _name(self, by: str) -> str:
+        """What somebody is called; an account by its number where no name is to be had."""
+        number = by.removeprefix(ACCOUNT)
+        if number == by or not number.isdecimal():
+            return by
+        if int(number) not in self._names:
+            try:
+                self._names |= self.gateway.people()
+            except ServerError as error:
+                log.warning("%s; the cluster board shows accounts by their numbers", error)
+        return self._names.setdefault(int(number), by)
+
+
+def _front(campaign: Campaign) -> dict[Key, str]:
     """The clusters that are looked at, those first that managers are likely to care about."""
     commands = campaign.commands
-    states = {key: state for key, state in campaign.states().items() if state != "split" or commands.latest(key)}
+    states: dict[Key, str] = {
+        key: state for key, state in campaign.states().items() if state != "split" or commands.latest(key)
+    }
     for place, tree in enumerate(campaign.trees):
         if not any(key[0] == place for key in states) and campaign.state.get((place, tree.root)) != "split":
             states[place, tree.root] = "open"
@@ -207,15 +245,14 @@ def _front(campaign: Campaign) -> dict[Key, State]:
     return {key: states[key] for key in order}
 
 
-def _state(campaign: Campaign, key: Key, state: State) -> str:
+def _state(campaign: Campaign, key: Key, state: str) -> tuple[str, bool]:
+    """A cluster's state, and whether it is so by command: that of one around it, where that came later."""
+    ruled = campaign.commands.ruled[campaign.rows(*key)]
+    for ruling, name in ((ACCEPT, "accepted"), (REJECT, "rejected")):
+        if (ruled == ruling).all():
+            return name, True
     latest = campaign.commands.latest(key)
-    ruled = latest is not None and latest.command in ("accept", "reject", "split")
-    return f"{state} by command" if ruled else state
-
-
-def _said(campaign: Campaign, key: Key) -> str:
-    latest = campaign.commands.latest(key)
-    return f"Command: {latest.command}, by {latest.by}, {latest.at[:16]}." if latest else ""
+    return state, latest is not None and latest.command != "ask"
 
 
 def _withdrawn(campaign: Campaign, key: Key, cluster: str, there: set[int], at: str) -> Iterator[Commanded]:

@@ -15,8 +15,17 @@ from numpy.typing import NDArray
 
 from plugin.label_studio.gateway import Gateway
 from propagation.campaign import NO, Campaign, PageState
-from propagation.errors import AnswerError, CommandError, Missing, NotLabelStudio, Refused, ServerError
-from propagation.events import Commanded, Event, ImageTaken, PageAnswered, PageIssued, PagePosted, PageReturned
+from propagation.errors import AnswerError, Missing, NotLabelStudio, Refused, ServerError
+from propagation.events import (
+    Commanded,
+    CommandRefused,
+    Event,
+    ImageTaken,
+    PageAnswered,
+    PageIssued,
+    PagePosted,
+    PageReturned,
+)
 from propagation.masks import MaskTable
 from propagation.progress import History
 from sync.changes import Changes
@@ -24,7 +33,7 @@ from sync.clusters import FIELDS as CARD_FIELDS
 from sync.clusters import Board
 from sync.pages import VerifyProjects, post_pages
 from sync.source import ANNOTATION_FIELDS, Source, people
-from sync.store import Hint, SourceTask, Store
+from sync.store import SourceTask, Store
 from sync.verdicts import FIELDS, read_verdicts
 from sync.writeback import write_back
 
@@ -134,7 +143,7 @@ class Daemon:
             hints = self.store.hints()
             self._read_source()
             self._read_verify(step)
-            self._obey(step, [hint for _, hint in hints])
+            self._obey(step)
             self._look_after(any(hint.action == "TASKS_DELETED" for _, hint in hints))
             chosen = self._ask(step)
             step.finished = not chosen and not self.campaign.waiting_pages
@@ -194,10 +203,10 @@ class Daemon:
     def obey(self) -> Step:
         """Obey the commands that wait, and write what follows from them; nothing is asked."""
         step = Step()
-        hints = self.store.hints()
         self._read_source()
-        self._obey(step, [hint for _, hint in hints])
+        self._obey(step)
         self._take_back(step)
+        step.finished = not self.campaign.waiting_pages and next(self.campaign.next_round(), None) is None
         self._show(step)
         step.accepted = int(self.campaign.accepted().sum())
         return step  # the hints stay for the daemon, which has not seen what webhooks said
@@ -224,8 +233,9 @@ class Daemon:
         self._record(events, **{"cursor:verify": self._verify_changes.cursor})
         step.questions += sum(len(event.verdicts) for event in events if isinstance(event, PageAnswered))
 
-    def _obey(self, step: Step, hints: Sequence[Hint] = ()) -> None:
+    def _obey(self, step: Step) -> None:
         """Take commands into the log, from the board and from beside the daemon, each once."""
+        hints = [hint for _, hint in self.store.hints()]
         said = [Commanded(**fields) for hint in hints for fields in hint.commands]  # type: ignore[arg-type]
         if self._board is not None:
             try:
@@ -236,15 +246,13 @@ class Daemon:
         for command in said:
             if command.source in self.campaign.commands.sources:
                 continue
-            try:
-                self._record([self.campaign.commands.checked(command)])
+            judged = self.campaign.commands.judged(command)
+            if isinstance(judged, CommandRefused):
+                told = judged.command, judged.by, judged.target, judged.why
+                log.warning("the command to %s, of %s, was not obeyed: %s: %s", *told)
+            else:
                 step.commands += 1
-                refusal = ""
-            except CommandError as error:
-                log.warning("a command of %s was not obeyed: %s", command.by, error)
-                refusal = f"Not obeyed: {command.command}; {str(error).partition(': ')[2]}."
-            if self._board is not None:
-                self._board.refused[command.target] = refusal
+            self._record([judged])
             self._shown = -np.inf
         if self._board is not None:
             self._record([], **{"cursor:board": self._board_changes.cursor})

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plugin.crops import render_crop, unreadable_crop, whole_image
+from plugin.crops import SIDE, Crop, draw_crop, render_crops, unreadable_crop, whole_image
 from plugin.label_studio.gateway import Gateway, chunks
 from plugin.label_studio.images import decode
 from plugin.label_studio.pages import Ask, Examples, Question, page_task
@@ -27,7 +27,7 @@ PAGES_AT_ONCE = 10  # of which all crops are made before one is sent; what fails
 PLAIN_ADDRESSES = ("/", "http://", "https://")  # what a browser reads by itself, in whatever project
 LARGE_SIDE = 384  # pixels of a crop that is asked about by itself
 
-UNREADABLE = unreadable_crop()
+UNREADABLE = whole_image(unreadable_crop(2 * SIDE)[0])
 
 #: Some rows of a mask table.
 Some = tuple[MaskTable, NDArray[np.int64]]
@@ -57,66 +57,88 @@ def post_pages(
 ) -> None:
     """Make a task of each page; ``posted`` is told after every batch that the server took.
 
-    A question whose image cannot be read says so, and to mark it as wrong, so that the rest can be answered. The
+    A question whose image cannot be read says so, and to say "not sure", so that the rest can be answered. The
     caller has looked before that none has a task already, from a run that was cut off.
     locations: image key to the value by which the image can be read. gold: the masks of known truth; their crops
-    are made and named like the rest, and uploaded in the order of mask ids, which tells nothing.
+    are made and named like the rest, in an order that tells nothing.
     """
+    ways = {"page": _in_a_grid, "single": _by_themselves, "context": _in_context}
     for batch in chunks(pages, PAGES_AT_ONCE):
         masks = [(table, np.concatenate([page.rows for page in batch]))]
         known = [mask for page in batch for mask in page.issued.gold]
         if gold is not None and known:
             masks.append((gold, np.flatnonzero(np.isin(gold.ids, known))))
-        shown = (_in_context if projects.ask == "context" else _cropped)(gateway, projects, masks, locations)
+        asked = ways[projects.ask](gateway, projects, batch, masks, locations)
         tasks = [
             page_task(
                 page.issued.page,
                 page.issued.category,
-                [shown[mask] for mask in page.shown],
+                questions,
                 projects.ask,
                 projects.examples.get(page.issued.category),
             )
-            for page in batch
+            for page, questions in zip(batch, asked, strict=True)
         ]
         numbers = gateway.import_tasks(projects.pages, tasks)
         posted([PagePosted(page.issued.page, task) for page, task in zip(batch, numbers, strict=True)])
 
 
-def _cropped(
-    gateway: Gateway, projects: VerifyProjects, masks: Sequence[Some], locations: Mapping[str, str]
-) -> dict[str, Question]:
-    """Mask id to a question that shows its crop."""
-    side = [] if projects.ask == "page" else [LARGE_SIDE]
-    crops: dict[str, bytes] = {}
-    for table, rows in masks:
-        crops |= render_crops(gateway, table, rows, locations, *side)
+def _in_a_grid(
+    gateway: Gateway,
+    projects: VerifyProjects,
+    pages: Sequence[PageState],
+    masks: Sequence[Some],
+    locations: Mapping[str, str],
+) -> list[list[Question]]:
+    """The questions of pages whose crops are one picture each."""
+    crops = dict(draw_crops(gateway, masks, locations))
+    sheets = {page.issued.page: render_crops([crops[mask] for mask in page.shown]) for page in pages}
+    urls = _uploaded(gateway, projects, sheets)
+    return [[Question(mask, urls[page.issued.page]) for mask in page.shown] for page in pages]
+
+
+def _by_themselves(
+    gateway: Gateway,
+    projects: VerifyProjects,
+    pages: Sequence[PageState],
+    masks: Sequence[Some],
+    locations: Mapping[str, str],
+) -> list[list[Question]]:
+    """The questions of pages that show one large crop at a time."""
+    drawn = draw_crops(gateway, masks, locations, LARGE_SIDE)
+    crops = {mask: render_crops([crop]) for mask, crop in drawn}
     urls = _uploaded(gateway, projects, dict(sorted(crops.items())))
-    return {mask: Question(mask, url) for mask, url in urls.items()}
+    return [[Question(mask, urls[mask]) for mask in page.shown] for page in pages]
 
 
 def _in_context(
-    gateway: Gateway, projects: VerifyProjects, masks: Sequence[Some], locations: Mapping[str, str]
-) -> dict[str, Question]:
-    """Mask id to a question that shows its whole image.
+    gateway: Gateway,
+    projects: VerifyProjects,
+    pages: Sequence[PageState],
+    masks: Sequence[Some],
+    locations: Mapping[str, str],
+) -> list[list[Question]]:
+    """The questions of pages that show one whole image at a time.
 
     The image is at its own address, unless that is one that Label Studio reads for the source project alone,
-    from a storage connected there.
+    from a storage connected there. What a browser cannot read at its own address, it says itself.
     """
     images = {image for table, rows in masks for image in _by_image(table, rows)}
     elsewhere = sorted(image for image in images if not locations[image].startswith(PLAIN_ADDRESSES))
-    copies = {}
+    copies, unreadable = {}, set()
     for place, image in enumerate(elsewhere):
         pixels = _read(gateway, image, locations[image])
         copies[f"{place}"] = UNREADABLE if pixels is None else whole_image(pixels)
+        unreadable |= {image} if pixels is None else set()
     urls = {**locations, **dict(zip(elsewhere, _uploaded(gateway, projects, copies).values(), strict=True))}
-    return {
-        str(table.ids[row]): Question(
-            str(table.ids[row]), urls[image], outline_of(str(table.ids[row]), table.rle(row))
-        )
-        for table, rows in masks
-        for image, here in _by_image(table, rows).items()
-        for row in here
-    }
+    shown = {}
+    for table, rows in masks:
+        for image, here in _by_image(table, rows).items():
+            for row in here:
+                mask = str(table.ids[row])
+                outline = () if image in unreadable else outline_of(mask, table.rle(row))
+                shown[mask] = Question(mask, urls[image], outline)
+    return [[shown[mask] for mask in page.shown] for page in pages]
 
 
 def _uploaded(gateway: Gateway, projects: VerifyProjects, pictures: Mapping[str, bytes]) -> dict[str, str]:
@@ -132,21 +154,21 @@ def _by_image(table: MaskTable, rows: NDArray[np.int64]) -> dict[str, list[int]]
     return by_image
 
 
-def render_crops(
-    gateway: Gateway, table: MaskTable, rows: NDArray[np.int64], locations: Mapping[str, str], *side: int
-) -> dict[str, bytes]:
-    """Mask id to crop; each image is read once."""
-    crops = {}
-    for image, here in _by_image(table, rows).items():
-        pixels = _read(gateway, image, locations[image])
-        for row in here:
-            mask = str(table.ids[row])
-            try:
-                crops[mask] = UNREADABLE if pixels is None else render_crop(pixels, table.rle(row), *side)
-            except (ImageError, MaskError) as error:  # the image is not the one that the mask was found in
-                log.warning("mask %s has no crop: %s", mask, error)
-                crops[mask] = UNREADABLE
-    return crops
+def draw_crops(
+    gateway: Gateway, masks: Sequence[Some], locations: Mapping[str, str], side: int = SIDE
+) -> Iterator[tuple[str, Crop]]:
+    """Each mask's id and crop; of a table's masks, each image is read once."""
+    for table, rows in masks:
+        for image, here in _by_image(table, rows).items():
+            pixels = _read(gateway, image, locations[image])
+            for row in here:
+                mask = str(table.ids[row])
+                try:
+                    crop = None if pixels is None else draw_crop(pixels, table.rle(row), side)
+                except (ImageError, MaskError) as error:  # the image is not the one that the mask was found in
+                    log.warning("mask %s has no crop: %s", mask, error)
+                    crop = None
+                yield mask, crop or unreadable_crop(side)
 
 
 def _read(gateway: Gateway, image: str, location: str) -> NDArray[np.uint8] | None:

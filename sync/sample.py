@@ -142,5 +142,6 @@ def _iou(rle: Rle, drawn: Rle, window: list[int]) -> float:
     """The IoU of a mask with what was drawn over a window of its image, in the pixels in which it was drawn."""
     height, width = drawn["size"]
     piece = decode_window(rle, *window).astype(np.uint8)
-    shown = cv2.resize(piece, (width, height), interpolation=cv2.INTER_NEAREST)
+    # the plain kind takes the pixel at the corner, and so moves the mask by half a pixel
+    shown = cv2.resize(piece, (width, height), interpolation=cv2.INTER_NEAREST_EXACT)
     return float(coco.iou([coco.encode(np.asfortranarray(shown, dtype=np.uint8))], [drawn], [0])[0, 0])

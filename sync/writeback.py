@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plugin.label_studio.gateway import Gateway, Json, chunks, moment
-from plugin.label_studio.regions import META, digest
+from plugin.label_studio.regions import META, digest, in_words
 from propagation.campaign import YES, Campaign
 from propagation.events import ImageTaken, MasksWritten, WriteIntended
 from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
@@ -21,6 +21,7 @@ from sync.store import SourceTask
 PATCHES_AT_FIRST = 4
 DRAWN_AHEAD = 1000  # images
 DRAWN_AT_ONCE = 25
+BY_ITSELF = ("page/", "command/")  # decisions of which the share of a cluster says nothing
 Record = Callable[[Sequence[WriteIntended | MasksWritten | ImageTaken]], None]
 Rows = NDArray[np.int64]
 
@@ -125,7 +126,8 @@ class _Images:
         """What images should hold now."""
         campaign, table = self._campaign, self._campaign.table
         cluster, reasons = campaign.deciding_cluster(), campaign.reasons()
-        share: dict[str | None, float | None] = {None: None}
+        cluster = np.where(cluster == None, campaign.front(), cluster)  # noqa: E711  of each
+        share: dict[str, float | None] = {}
         found = []
         for place in images.tolist():
             rows = self._rows(place)
@@ -141,8 +143,9 @@ class _Images:
                     "cluster": cluster[row],
                     "decision": reasons[row],
                     "verified": bool(campaign.verdict[row] == YES),
-                    campaign.claim: share[cluster[row]],
+                    campaign.claim: None if reasons[row].startswith(BY_ITSELF) else share[cluster[row]],
                 }
+                region["meta"]["text"] = [in_words(region["meta"][META])]
             task = self._tasks[place]
             masks = tuple(table.ids[rows].tolist())
             found.append(Due(task.image, task.task, masks, [region for _, region in made.regions], made.digest))
@@ -204,25 +207,25 @@ class _Writer:
     def _with_care(self, items: list[Due]) -> int:
         """Bring annotations up to date after reading them; how many are."""
         now = self._look(items)
-        free = [i for i in items if i.task in now and not people(now[i.task], self._campaign, self._source)]
+        free = [item for item in items if item.task in now and not self._theirs(now[item.task])]
         now |= self._annotate([item for item in free if item.result and not self._own(now[item.task])])
+        # of what a death left of one that was taken back, only the prediction is there
+        made = self._predictions([item for item in free if not item.result and not self._own(now[item.task])])
         written: dict[int, tuple[int, str]] = {}
         expected: dict[int, dict[int, str]] = {}
         seconds = 0.0
         for item in free:
             task = now[item.task]
             found = self._own(task)
-            if not (found or not item.result) or people(task, self._campaign, self._source):
+            if not (found or not item.result) or self._theirs(task):
                 continue
             if not item.result:  # all was taken back: the image is as it was before
                 began = time.monotonic()
-                for own in found:
-                    self._gateway.delete_annotation(own["id"])
-                seconds += time.monotonic() - began
                 written[item.task] = 0, task["updated_at"]
-                if found:
+                if self._clear(task, found, made.get(item.task) or [own["parent_prediction"] for own in found]):
                     gone = {own["id"] for own in found}
                     expected[item.task] = {n: at for n, at in _moments(task).items() if n not in gone}
+                seconds += time.monotonic() - began
                 continue
             own, *twins = found
             for twin in twins:  # the answer to a call was lost, which was then made again
@@ -252,16 +255,34 @@ class _Writer:
         """Have annotations made of predictions, which are made where there are none; the tasks after that."""
         if not items:
             return {}
-        fields = ["predictions", "model_version"]
-        there = {
-            task["id"]
-            for task in self._gateway.tasks(self._source.project, fields, ids=_tasks(items))
-            if any(p.get("model_version") == self._version for p in task.get("predictions") or [])
-        }
-        lacking = [self._prediction(item) for item in items if item.task not in there]
+        there = self._predictions(items)
+        lacking = [self._prediction(item) for item in items if not there.get(item.task)]
         self._gateway.import_predictions(self._source.project, lacking)
         self._gateway.predictions_to_annotations(self._source.project, self._version, _tasks(items))
         return self._look(items)
+
+    def _clear(self, task: Json, own: Sequence[Json], predictions: Sequence[int]) -> bool:
+        """Take away annotations of ours and what they were made from; whether there was anything.
+
+        The predictions last, since an annotation is known as ours by its own; but none that a person's skip names.
+        """
+        for annotation in own:
+            self._gateway.delete_annotation(annotation["id"])
+        kept = {a.get("parent_prediction") for a in task.get("annotations") or [] if a not in own}
+        going = [prediction for prediction in predictions if prediction not in kept]
+        for prediction in going:
+            self._gateway.delete_prediction(prediction)
+        return bool(own or going)
+
+    def _predictions(self, items: list[Due]) -> dict[int, list[int]]:
+        """The predictions of each task that annotations of ours are made from."""
+        if not items:
+            return {}
+        fields = ["predictions", "model_version"]
+        return {
+            task["id"]: [p["id"] for p in task.get("predictions") or [] if p.get("model_version") == self._version]
+            for task in self._gateway.tasks(self._source.project, fields, ids=_tasks(items))
+        }
 
     def _versions(self, expected: dict[int, dict[int, str]]) -> dict[int, str]:
         """When tasks changed last, whose annotations are as expected; "" where somebody came in between."""
@@ -274,8 +295,18 @@ class _Writer:
         return {"task": item.task, "model_version": self._version, "result": item.result}
 
     def _look(self, items: list[Due]) -> dict[int, Json]:
-        found = self._gateway.tasks(self._source.project, ANNOTATION_FIELDS, ids=_tasks(items))
-        return {task["id"]: task for task in found}
+        fields = [*ANNOTATION_FIELDS, "draft_exists"]
+        return {task["id"]: task for task in self._gateway.tasks(self._source.project, fields, ids=_tasks(items))}
+
+    def _theirs(self, task: Json) -> bool:
+        """Whether a person has annotated a task, or edited what the campaign wrote there or begun to.
+
+        What somebody has begun, the server drops with the next change of that annotation by anybody.
+        """
+        if people(task, self._campaign, self._source):
+            return True
+        begun = self._gateway.drafts(task["id"]) if task.get("draft_exists") else set()
+        return any(own["id"] in begun for own in self._own(task))
 
     def _own(self, task: Json) -> list[Json]:
         """The annotations of a task that are the campaign's, and that no person has touched."""

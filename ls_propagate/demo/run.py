@@ -135,6 +135,7 @@ def _run(
             with closing(new_user(server, *ANNOTATOR)) as client, interruptible:
                 annotator = Annotator(client, connection.pages, right, demo.error_rate, demo.delay)
                 answered(daemon, None if demo.interactive else annotator, lambda step: bar(step.questions))
+        pipeline.open_overview(gateway, store, settings).look(daemon.history, finished=True)
         counts = read_back(gateway, connection)
         faithful = least_iou(gateway, connection, table)
         with clock.step("run every step again"):

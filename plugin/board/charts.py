@@ -38,14 +38,15 @@ def short(value: float) -> str:
     return f"{value:.3g}{WORDS[power]}"
 
 
-def lines(drawn: Sequence[Line], x_title: str) -> Markup:
-    """Lines over a common axis, from 0 on."""
+def lines(drawn: Sequence[Line], x_title: str, sizes: Iterable[str] = SIZES) -> Markup:
+    """Lines over a common axis, from 0 on, in each of some sizes."""
     shown = [line for line in drawn if line.points]
     most_x = max((x for line in shown for x, _ in line.points), default=0) or 1
     most_y = max((y for line in shown for _, y in line.points), default=0) or 1
-    return _both(
+    return _each(
         pygal.XY,
         [(line.kind, line.points) for line in shown],
+        sizes,
         x_title=x_title,
         show_dots=False,
         xrange=(0, most_x),
@@ -57,12 +58,14 @@ def lines(drawn: Sequence[Line], x_title: str) -> Markup:
 
 def stacked(labels: Sequence[str], series: Mapping[str, Sequence[int]], x_title: str) -> Markup:
     """Bars, one a label, of the series on each other. series: the class by which it is styled, and its numbers."""
-    return _both(pygal.StackedBar, list(series.items()), x_title=x_title, x_labels=list(labels), rounded_bars=1)
+    return _each(
+        pygal.StackedBar, list(series.items()), SIZES, x_title=x_title, x_labels=list(labels), rounded_bars=1
+    )
 
 
-def _both(kind: Any, series: Sequence[tuple[str, Iterable[Any]]], **config: Any) -> Markup:
-    """The chart in both sizes. It says nothing to who cannot see it: a table beside it does."""
-    return Markup("").join(_drawn(kind, series, name, size, config) for name, size in SIZES.items())
+def _each(kind: Any, series: Sequence[tuple[str, Iterable[Any]]], sizes: Iterable[str], **config: Any) -> Markup:
+    """The chart in each size. It says nothing to who cannot see it: a table beside it does."""
+    return Markup("").join(_drawn(kind, series, name, SIZES[name], config) for name in sizes)
 
 
 def _drawn(

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
+from plugin.board.advice import advice
 from plugin.board.charts import Line, lines, short, stacked
 
 #: What the served page may load: its own style sheet, script and figures, and nothing inline.
@@ -33,6 +34,34 @@ def file(document: Mapping[str, Any]) -> str:
     return _rendered(document, version=None, style=Markup(asset("board.css")))  # noqa: S704  our own
 
 
+def picture(document: Mapping[str, Any]) -> str:
+    """The progress as a small SVG by itself; document: as ``propagation.progress`` makes it."""
+    chart = lines(_curves(document, "questions"), "questions answered", ["wide"])
+    template = _environment().get_template("picture.svg")
+    return template.render(**document, expected=_expected(document), chart=chart)
+
+
+def in_words(document: Mapping[str, Any]) -> str:
+    """What the picture shows, for who cannot see it."""
+    masks = document["masks"]
+    told = [
+        f"{number(masks['accepted'])} of {number(masks['found'])} masks accepted",
+        f"{number(document['questions']['answered'])} questions answered",
+        _expected(document),
+        moment(document["at"]),
+    ]
+    return "; ".join(filter(None, told))
+
+
+def _expected(document: Mapping[str, Any]) -> str:
+    """The forecast in words, or none."""
+    end = document["forecast"]["end"]
+    if end is None:
+        return ""
+    more = end["questions"] - document["questions"]["answered"]
+    return f"some {number(end['accepted'])} masks expected after {number(more)} more"
+
+
 def waiting(reason: str) -> str:
     """The page while there are no figures here."""
     return _environment().get_template("waiting.html").render(reason=reason)
@@ -51,6 +80,7 @@ def _rendered(document: Mapping[str, Any], **more: Any) -> str:
         .render(
             **document,
             **more,
+            advice=advice(document),
             by_questions=_by_questions(document),
             by_hours=_by_hours(document),
             by_size=_by_size(document),
@@ -84,7 +114,11 @@ def _by_hours(document: Mapping[str, Any]) -> Markup:
     drawn = _curves(document, "hours")
     end = max((x for line in drawn for x, _ in line.points), default=0)
     by_hand = end * 3600 / document["work"]["drawing_seconds"]
-    return lines([*drawn, Line("by-hand", [(0, 0), (end, by_hand)] if end else [])], "hours of answering")
+    drawn.append(Line("by-hand", [(0, 0), (end, by_hand)] if end else []))
+    if end >= 2:
+        return lines(drawn, "hours of answering")
+    in_minutes = [Line(line.kind, [(60 * x, y) for x, y in line.points]) for line in drawn]
+    return lines(in_minutes, "minutes of answering")
 
 
 def _curves(document: Mapping[str, Any], axis: str) -> list[Line]:
@@ -146,12 +180,15 @@ def hours(value: float | None) -> str:
     """Hours, or minutes where they are less than one."""
     if value is None:
         return NONE
-    return f"{decimal(value * 60)} min" if value < 1 else f"{decimal(value)} h"
+    shown, unit = (value * 60, "min") if value < 1 else (value, "h")
+    return f"{shown:,.0f} {unit}" if shown >= 10 or shown == 0 else f"{shown:.1f} {unit}"
 
 
 def money(value: float | None, currency: str) -> str:
-    """An amount."""
-    return NONE if value is None else f"{value:,.2f}\u00a0{currency}".rstrip()
+    """An amount, of a large one without the hundredths."""
+    if value is None:
+        return NONE
+    return f"{value:,.{0 if value >= 100 else 2}f}\u00a0{currency}".rstrip()
 
 
 def moment(value: str | None) -> str:

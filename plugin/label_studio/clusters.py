@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from plugin.label_studio.gateway import filters_of
 from plugin.label_studio.pages import in_a_line, is_answer
+from plugin.label_studio.tabs import HIDDEN
 from propagation.events import Command
 
 COMMANDS: Mapping[str, Command] = {
@@ -17,8 +19,11 @@ COMMANDS: Mapping[str, Command] = {
     "Undo": "undo",
 }
 
+ACCOUNT = "user "  # before the number of one, where it gave a command
+
 _HOW_TO = """
-<b>Choose a command and submit it.</b> To give another one later, choose it and press Update.<br><br>
+<b>Choose a command and submit it.</b> To give another one later, choose it and press Update; to give the same once
+more, untick it and tick it again. The card says what came of it once the page is loaded anew.<br><br>
 <b>Accept</b>: all its masks are written, but those judged wrong. They are marked as accepted by command, and left
 out of the promise.<br>
 <b>Reject</b>: nothing of it is written.<br>
@@ -41,11 +46,8 @@ BOARD_SETTINGS: Mapping[str, Any] = {
 
 _SHOWN = ("size", "asked", "yes", "proven", "accepted")
 _HIDDEN = (
-    "annotated_at", "annotation_ids", "annotations_results", "annotators", "avg_lead_time",
-    "cancelled_annotations", "completed_at", "created_at", "draft_exists", "file_upload", "ground_truth",
-    "inner_id", "prediction_ids", "predictions_model_versions", "predictions_results", "predictions_score",
-    "storage_filename", "total_annotations", "total_predictions", "updated_at", "updated_by", "data.tab",
-    "data.title", "data.facts",
+    *HIDDEN, "annotators", "cancelled_annotations", "completed_at", "total_annotations", "total_predictions",
+    "data.tab", "data.title", "data.facts",
 )  # fmt: skip
 
 
@@ -54,8 +56,8 @@ class Card:
     """A cluster as the board shows it.
 
     tab: under which it is listed; size: masks; asked, yes: of them, and the share judged right in percent;
-    proven: the share that is promised of what is written, in percent; accepted: masks; said: the command that
-    stands on it, or why one was not obeyed; sheet: the address of some crops of it.
+    proven: the share that is promised of what is written, in percent; accepted: masks; said: the last command on
+    it, by whom and when, and why if it was not obeyed; sheet: the address of some crops of it.
     """
 
     cluster: str
@@ -90,7 +92,7 @@ def tabs() -> list[dict[str, Any]]:
             "title": title,
             "type": "list",
             "target": "tasks",
-            "filters": {"conjunction": "and", "items": [_is("tab", tab)] if tab else []},
+            "filters": filters_of([("data.tab", "equal", "String", tab)]),
             "ordering": ["-tasks:data.size"],
             "hiddenColumns": {"explore": [f"tasks:{name}" for name in _HIDDEN], "labeling": []},
             "columnsDisplayType": {f"tasks:data.{name}": "Number" for name in _SHOWN},
@@ -100,12 +102,9 @@ def tabs() -> list[dict[str, Any]]:
             ("Accepted", "accepted"),
             ("Rejected", "rejected"),
             ("Stuck", "stuck"),
+            ("Split", "split"),
         )
     ]
-
-
-def _is(name: str, value: str) -> dict[str, Any]:
-    return {"filter": f"filter:tasks:data.{name}", "operator": "equal", "type": "String", "value": value}
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ def read_commands(annotations: Sequence[Mapping[str, Any]]) -> list[Said]:
         command = _chosen(annotation) if is_answer(annotation) else None
         if command is not None:
             by = annotation.get("updated_by") or annotation.get("completed_by")
-            found.append(Said(command, f"user {by}", str(annotation["updated_at"]), int(annotation["id"])))
+            found.append(Said(command, f"{ACCOUNT}{by}", str(annotation["updated_at"]), int(annotation["id"])))
     return sorted(found, key=lambda said: (said.at, said.annotation))
 
 

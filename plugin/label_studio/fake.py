@@ -31,10 +31,12 @@ class FakeGateway:
         self.hotkeys: dict[str, Any] = {}
         self._projects: dict[int, Project] = {}
         self._tasks: dict[int, Json] = {}
-        self.views: dict[int, list[Json]] = {}
+        self._tabs: dict[int, tuple[int, Json]] = {}
+        self._uploads: dict[int, str] = {}
         self._webhooks: dict[int, tuple[int, Webhook]] = {}
         self._changed_by: dict[int, int] = {}
         self._numbers = iter(range(1, 1 << 40))
+        self._drafts: list[tuple[int, int | None]] = []
         self._now = datetime(2026, 1, 1, tzinfo=UTC)
 
     def user(self) -> User:
@@ -57,13 +59,18 @@ class FakeGateway:
         self, title: str, label_config: str, description: str, settings: Mapping[str, Any]
     ) -> Project:
         self.calls.append("create_project")
-        made = Project(next(self._numbers), title, label_config, description)
+        told = settings.get("expert_instruction", "")
+        made = Project(next(self._numbers), title, label_config, description, told)
         self._projects[made.id] = made
         return made
 
     def set_label_config(self, project: int, label_config: str) -> None:
         self.calls.append("set_label_config")
         self._projects[project] = replace(self.project(project), label_config=label_config)
+
+    def set_instructions(self, project: int, instructions: str) -> None:
+        self.calls.append("set_instructions")
+        self._projects[project] = replace(self.project(project), instructions=instructions)
 
     def tasks(
         self,
@@ -90,6 +97,8 @@ class FakeGateway:
                     {name: value for name, value in annotation.items() if name in wanted}
                     for annotation in shown["annotations"]
                 ]
+            if "draft_exists" in wanted:
+                shown["draft_exists"] = any(drawn_on == task["id"] for drawn_on, _ in self._drafts)
             yield copy.deepcopy(shown)
 
     def latest(self, project: int) -> str | None:
@@ -113,6 +122,10 @@ class FakeGateway:
         moments = {task["updated_at"] for task in found}
         mine = [task for task in found if _count(task) == 1 and self._changed_by[task["id"]] == by]
         return min(moments) if len(mine) == len(tasks) and tasks else None
+
+    def drafts(self, task: int) -> set[int]:
+        self.calls.append("drafts")
+        return {of for drawn_on, of in self._drafts if drawn_on == task and of is not None}
 
     def _of(self, project: int, ids: Sequence[int] | None = None) -> list[Json]:
         self.project(project)
@@ -154,11 +167,20 @@ class FakeGateway:
         found["data"] = copy.deepcopy(dict(data))
         found["updated_at"] = self._tick()
 
-    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
+    def tabs(self, project: int) -> dict[int, Json]:
         self.project(project)
-        there = self.views.setdefault(project, [])
-        titles = {tab["title"] for tab in there}
-        there += [copy.deepcopy(dict(tab)) for tab in tabs if tab["title"] not in titles]
+        return {number: copy.deepcopy(tab) for number, (of, tab) in self._tabs.items() if of == project}
+
+    def create_tab(self, project: int, tab: Json) -> None:
+        self.calls.append("create_tab")
+        self.project(project)
+        self._tabs[next(self._numbers)] = project, copy.deepcopy(dict(tab))
+
+    def update_tab(self, number: int, tab: Json) -> None:
+        self.calls.append("update_tab")
+        if number not in self._tabs:
+            raise Missing(f"no tab {number}; it may have been deleted")
+        self._tabs[number] = self._tabs[number][0], copy.deepcopy(dict(tab))
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         self.calls.append("delete_tasks")
@@ -166,6 +188,8 @@ class FakeGateway:
         for number in tasks:
             if self._tasks.get(number, {}).get("project") == project:
                 del self._tasks[number]
+        if tasks and not self._of(project):
+            self._tabs = {number: tab for number, tab in self._tabs.items() if tab[0] != project}
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         self.calls.append("predictions_to_annotations")
@@ -191,6 +215,17 @@ class FakeGateway:
         with contextlib.suppress(Missing):
             self._delete(annotation, self.user().id)
 
+    def delete_prediction(self, prediction: int) -> None:
+        self.calls.append("delete_prediction")
+        for task in self._tasks.values():
+            kept = [one for one in task["predictions"] if one["id"] != prediction]
+            if len(kept) < len(task["predictions"]):
+                task["predictions"] = kept
+                for annotation in task["annotations"]:
+                    if annotation["parent_prediction"] == prediction:
+                        annotation["parent_prediction"] = None
+                self._changed(task, self.user().id)
+
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         self.calls.append("upload")
         self.project(project)
@@ -198,6 +233,17 @@ class FakeGateway:
         urls = [f"/data/upload/{project}/{next(self._numbers):08x}-{name}" for name in names]
         self.files.update(zip(urls, (content for _, content in files), strict=True))
         return urls
+
+    def upload_one(self, project: int, name: str, content: bytes) -> tuple[int, str]:
+        (url,) = self.upload(project, [(name, content)])
+        number = next(self._numbers)
+        self._uploads[number] = url
+        return number, url
+
+    def delete_upload(self, project: int, number: int) -> None:
+        self.calls.append("delete_upload")
+        self.project(project)
+        self.files.pop(self._uploads.pop(number, ""), None)
 
     def webhooks(self, project: int) -> list[Webhook]:
         self.project(project)
@@ -234,6 +280,10 @@ class FakeGateway:
         """A person skips a task; the id of the cancelled annotation."""
         return self._annotate(self._task(task), [], by, cancelled=True)
 
+    def draft(self, task: int, annotation: int | None = None) -> None:
+        """A person begins to draw, or to change an annotation, and has not submitted it yet."""
+        self._drafts.append((self._task(task)["id"], annotation))  # by which a task does not count as changed
+
     def edit(self, annotation: int, result: Sequence[Json], by: int = 2) -> None:
         """A person changes an annotation."""
         self._edit(annotation, result, by)
@@ -244,6 +294,7 @@ class FakeGateway:
 
     def _delete(self, annotation: int, by: int) -> None:
         task, found = self._find(annotation)
+        self._without_drafts(annotation)
         task["annotations"].remove(found)
         self._changed(task, by)
 
@@ -273,10 +324,14 @@ class FakeGateway:
 
     def _edit(self, annotation: int, result: Sequence[Json], by: int) -> str:
         task, found = self._find(annotation)
+        self._without_drafts(annotation)
         at = self._tick()
         found.update(result=copy.deepcopy(list(result)), updated_by=by, updated_at=at)
         self._changed(task, by)
         return at
+
+    def _without_drafts(self, annotation: int) -> None:
+        self._drafts = [draft for draft in self._drafts if draft[1] != annotation]
 
     def _changed(self, task: Json, by: int) -> None:
         task["updated_at"] = self._tick()

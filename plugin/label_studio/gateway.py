@@ -45,12 +45,16 @@ class User:
 
 @dataclass(frozen=True)
 class Project:
-    """A project of the server; description bears the mark by which the product finds its own again."""
+    """A project of the server; description bears the mark by which the product finds its own again.
+
+    instructions: what its annotators are told, as HTML.
+    """
 
     id: int
     title: str
     label_config: str
     description: str = ""
+    instructions: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Gateway(Protocol):
     """What the product needs of an annotation tool's server. Every method raises ServerError's kinds.
 
     1. Tasks, predictions and annotations are the server's own JSON; times are as ``moment`` writes them.
-    2. ``import_*``, ``upload`` and ``create_project`` add again when called again: the caller looks up first.
+    2. ``import_*``, ``upload*`` and ``create_*`` add again when called again: the caller looks up first.
     3. All others may be repeated.
 
     pace: how many items a bulk call takes.
@@ -96,6 +100,10 @@ class Gateway(Protocol):
         """Give a project another labeling config. Raises ServerError where it does not fit what is there."""
         ...
 
+    def set_instructions(self, project: int, instructions: str) -> None:
+        """Give a project other instructions, of which the server takes out what it holds for unsafe HTML."""
+        ...
+
     def tasks(
         self,
         project: int,
@@ -107,7 +115,8 @@ class Gateway(Protocol):
     ) -> Iterator[Json]:
         """The tasks of a project with the fields named, in the order of their ids.
 
-        include: names of task fields, and of fields of nested annotations and predictions. since: only those
+        include: names of task fields, and of fields of nested annotations and predictions; beside these also
+        ``draft_exists``, whether anybody has begun to annotate. since: only those
         changed after this time (ISO 8601), oldest change first; one that changes meanwhile may come twice, none
         is left out. ids: only these tasks. without: not those whose last change was at one of these moments.
         annotated: only those with an annotation that is no skip.
@@ -134,6 +143,10 @@ class Gateway(Protocol):
         """
         ...
 
+    def drafts(self, task: int) -> set[int]:
+        """The annotations of a task that somebody has begun to change, and not submitted yet."""
+        ...
+
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
         """Add tasks; their ids, in order."""
         ...
@@ -142,12 +155,20 @@ class Gateway(Protocol):
         """Give a task other data."""
         ...
 
-    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
-        """Give the Data Manager of a project tabs, each by its title; one that has the title is left as it is."""
+    def tabs(self, project: int) -> dict[int, Json]:
+        """The tabs of a project's Data Manager by number, in their order: title, filters, columns and the like."""
+        ...
+
+    def create_tab(self, project: int, tab: Json) -> None:
+        """Add a tab behind the others."""
+        ...
+
+    def update_tab(self, number: int, tab: Json) -> None:
+        """Give a tab another title, filters and columns, all at once."""
         ...
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
-        """Delete tasks with all that belongs to them; what is not there is left out."""
+        """Delete tasks with all of theirs, a project's last with its tabs; what is not there is left out."""
         ...
 
     def import_predictions(self, project: int, predictions: Sequence[Json]) -> int:
@@ -166,8 +187,20 @@ class Gateway(Protocol):
         """Delete an annotation; one that is gone already is no error."""
         ...
 
+    def delete_prediction(self, prediction: int) -> None:
+        """Delete a prediction, not what was made of it; one that is gone already is no error."""
+        ...
+
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
         """Store files (name, content) with the project without making tasks; their URL paths, in order."""
+        ...
+
+    def upload_one(self, project: int, name: str, content: bytes) -> tuple[int, str]:
+        """Store one file; its number, by which it can be deleted, and its URL path."""
+        ...
+
+    def delete_upload(self, project: int, number: int) -> None:
+        """Delete a stored file; one that is gone already is no error."""
         ...
 
     def set_hotkeys(self, hotkeys: Mapping[str, Any]) -> None:
@@ -274,6 +307,10 @@ class LabelStudioGateway:
         body = {"label_config": label_config}
         self._wire.call("set_label_config", "PATCH", f"api/projects/{project}/", _project, body=body)
 
+    def set_instructions(self, project: int, instructions: str) -> None:
+        body = {"expert_instruction": instructions}
+        self._wire.call("set_instructions", "PATCH", f"api/projects/{project}/", _project, body=body)
+
     # what is there
 
     def tasks(
@@ -341,7 +378,7 @@ class LabelStudioGateway:
         """The first tasks that pass the filters, and how many do. after: of which in ``order`` all come."""
         query: Json = {"ordering": [f"tasks:{order}"]}
         if filters:
-            query["filters"] = _filters(filters)
+            query["filters"] = filters_of(filters)
         if ids is not None:
             query["selectedItems"] = {"all": False, "included": list(ids)}
         nested = {"annotations", "predictions"}.intersection(include)
@@ -407,6 +444,12 @@ class LabelStudioGateway:
         self.pace.felt(name, time.monotonic() - began)
         return page[0]["updated_at"] if page else None, total
 
+    def drafts(self, task: int) -> set[int]:
+        def read(answer: Any) -> set[int]:
+            return {int(draft["annotation"]) for draft in answer if draft["annotation"] is not None}
+
+        return self._wire.get("drafts", f"api/tasks/{task}/drafts", read)
+
     # what is changed
 
     def import_tasks(self, project: int, tasks: Sequence[Json]) -> list[int]:
@@ -423,15 +466,21 @@ class LabelStudioGateway:
     def update_task(self, task: int, data: Mapping[str, Any]) -> None:
         self._wire.call("update_task", "PATCH", f"api/tasks/{task}/", _id, body={"data": dict(data)})
 
-    def ensure_tabs(self, project: int, tabs: Sequence[Json]) -> None:
-        def titles(answer: Any) -> set[str]:
-            return {str(view["data"].get("title")) for view in answer}
+    def tabs(self, project: int) -> dict[int, Json]:
+        def read(answer: Any) -> dict[int, Json]:
+            found = {_id(view): dict(view["data"] or {}) for view in answer}
+            for tab in found.values():
+                tab.pop("selectedItems", None)  # is no property of a tab, and shown with it
+            return found
 
-        there = self._wire.get("tabs", "api/dm/views/", titles, project=project)
-        for tab in tabs:
-            if tab["title"] not in there:
-                body = {"project": project, "data": tab}
-                self._wire.call("ensure_tabs", "POST", "api/dm/views/", _id, "never", body=body)
+        return self._wire.get("tabs", "api/dm/views/", read, project=project)
+
+    def create_tab(self, project: int, tab: Json) -> None:
+        body = {"project": project, "data": tab}
+        self._wire.call("create_tab", "POST", "api/dm/views/", _id, "never", body=body)
+
+    def update_tab(self, number: int, tab: Json) -> None:
+        self._wire.call("update_tab", "PATCH", f"api/dm/views/{number}/", _id, body={"data": tab})
 
     def delete_tasks(self, project: int, tasks: Sequence[int]) -> None:
         for part in chunks(tasks):  # never an empty one, by which the server means all tasks
@@ -449,7 +498,7 @@ class LabelStudioGateway:
 
     def predictions_to_annotations(self, project: int, model_version: str, tasks: Sequence[int]) -> None:
         # the server looks again itself: somebody may have annotated a task since the caller looked
-        more = {"model_version": model_version, "filters": _filters([UNANNOTATED])}
+        more = {"model_version": model_version, "filters": filters_of([UNANNOTATED])}
 
         def send(part: Sequence[int]) -> None:
             # begun anew while it still runs, it would make the annotations twice
@@ -472,29 +521,48 @@ class LabelStudioGateway:
         )
 
     def delete_annotation(self, annotation: int) -> None:
+        self._delete("delete_annotation", f"api/annotations/{annotation}/")
+
+    def delete_prediction(self, prediction: int) -> None:
+        self._delete("delete_prediction", f"api/predictions/{prediction}/")
+
+    def _delete(self, name: str, path: str) -> None:
         try:
-            self._wire.call("delete_annotation", "DELETE", f"api/annotations/{annotation}/", lambda answer: None)
+            self._wire.call(name, "DELETE", path, lambda answer: None)
         except Missing:
-            log.info("annotation %s is gone already", annotation)
+            log.info("%s is gone already", path)
 
     def upload(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[str]:
+        return [place for _, place in self._uploaded(project, files)]
+
+    def upload_one(self, project: int, name: str, content: bytes) -> tuple[int, str]:
+        ((number, place),) = self._uploaded(project, [(name, content)])
+        return number, place
+
+    def delete_upload(self, project: int, number: int) -> None:
+        body = {"file_upload_ids": [number]}  # without it, the server would delete all of the project
+        path = f"api/projects/{project}/file-uploads"
+        self._wire.call("delete_upload", "DELETE", path, lambda answer: int(answer["deleted"]), body=body)
+
+    def _uploaded(self, project: int, files: Sequence[tuple[str, bytes]]) -> list[tuple[int, str]]:
+        """Store files; the number and the URL path of each."""
         path, params = f"api/projects/{project}/import", {"commit_to_project": "false"}
 
-        def send(part: Sequence[tuple[str, bytes]]) -> list[str]:
+        def send(part: Sequence[tuple[str, bytes]]) -> list[tuple[int, str]]:
             # a repeated field name would keep only one of its files
             sent = {f"file{place}": file for place, file in enumerate(part)}
             read = _numbers("file_upload_ids", len(part))
             numbers = self._wire.call("upload", "POST", path, read, "never", params=params, files=sent)
 
-            def places(answer: Any) -> list[str]:
+            def places(answer: Any) -> list[tuple[int, str]]:
                 stored = {_id(item): str(item["file"]) for item in answer}
-                return [f"{self._path}data/{stored[number]}" for number in numbers]
+                return [(number, f"{self._path}data/{stored[number]}") for number in numbers]
 
             return self._wire.get(
                 "uploads", f"api/projects/{project}/file-uploads", places, ids=json.dumps(numbers)
             )
 
-        return [place for made in self._bulk("files", files, send, FILES_A_REQUEST) for place in made]
+        return [one for made in self._bulk("files", files, send, FILES_A_REQUEST) for one in made]
 
     def webhooks(self, project: int) -> list[Webhook]:
         return self._wire.get(
@@ -587,7 +655,8 @@ def _name(person: Json) -> str:
     return full or str(person["email"])
 
 
-def _filters(filters: Iterable[Filter]) -> Json:
+def filters_of(filters: Iterable[Filter]) -> Json:
+    """Filters that all have to pass, as the server takes them."""
     items = [
         {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
         for column, operator, kind, value in filters
@@ -621,7 +690,8 @@ def _detail(answer: Any) -> str:
 
 
 def _project(item: Any) -> Project:
-    return Project(_id(item), str(item["title"]), str(item["label_config"]), item.get("description") or "")
+    told = item.get("description") or "", item.get("expert_instruction") or ""
+    return Project(_id(item), str(item["title"]), str(item["label_config"]), *told)
 
 
 def _webhook(item: Any) -> Webhook:

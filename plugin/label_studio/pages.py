@@ -27,9 +27,9 @@ KEYS = tuple("12345qwertasdfgzxcvb")
 
 #: What a config has to have for the tasks that are made for it; the rest is looks.
 _NEEDED: Mapping[Ask, tuple[str, ...]] = {
-    "page": ('name="wrong"', 'name="unsure"', "object-fit"),
+    "page": ('name="wrong"', 'name="unsure"', "var(--outlined"),
     "single": ('valueList="$pictures"', 'name="verdict"'),
-    "context": ('valueList="$pictures"', 'name="verdict"', 'name="outline"'),
+    "context": ('valueList="$pictures"', 'name="verdict"', '<PolygonLabels name="outline"'),
 }
 
 # Line breaks by hand: Label Studio shows paragraphs and lists without space or marks.
@@ -44,12 +44,14 @@ To look beneath an outline, point at the crop; H hides all outlines.<br><br>
 <b>Press 1 where the outline is right, 2 where it is wrong, 3 where you are not sure.</b>
 The next one is shown by the right arrow key, the one before by the left.
 After the last one <b>press space</b> (or Submit).<br><br>
+To change an answer later, press space right after the change.<br><br>
 Beside each outline is the same without it.<br><br>
 """,
     "context": """
 <b>Press 1 where the outline is right, 2 where it is wrong, 3 where you are not sure.</b>
 The next one is shown by the right arrow key, the one before by the left.
 After the last one <b>press space</b> (or Submit).<br><br>
+To change an answer later, press space right after the change.<br><br>
 To look beneath an outline, press Ctrl and H. To zoom, turn the wheel with Ctrl held.<br><br>
 """,
 }
@@ -60,6 +62,9 @@ An outline is right when<br>
 ✓ and the object is what the question names.<br><br>
 A pixel more or less at the edge does not matter.
 """
+
+#: Seen where a browser cannot show a page's picture; below the crop's key.
+_NO_PICTURE = "&#10;&#10;cannot be read: say not sure"
 
 #: What makes a project one where pages are answered quickly, each by one annotator.
 PROJECT_SETTINGS: Mapping[str, Any] = {
@@ -91,7 +96,7 @@ HOTKEYS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class Question:
-    """One mask to be judged, and the address of its picture.
+    """One mask to be judged, and the address of its picture: in a grid, of one that holds all crops of its page.
 
     regions: where the picture has no outline, the mask's own on it, as a prediction has them.
     """
@@ -111,7 +116,9 @@ class Examples:
 
 def config_of(ask: Ask) -> str:
     """The labeling config of a project where pages are asked in this way."""
-    return files("plugin.label_studio").joinpath(f"configs/verify_{ask}.xml").read_text(encoding="utf-8")
+    configs = files("plugin.label_studio").joinpath("configs")
+    shared, config = (configs.joinpath(name).read_text("utf-8") for name in ("verify.css", f"verify_{ask}.xml"))
+    return config.replace("<Style>", f"<Style>\n{shared}", 1)
 
 
 def takes(ask: Ask, label_config: str) -> bool:
@@ -158,9 +165,7 @@ def page_task(
             "data": {
                 **data,
                 "question": f"Which of these are NOT a correctly outlined “{name}”?",
-                "crops": [
-                    _choice(question, key) for question, key in zip(questions, KEYS[: len(ids)], strict=True)
-                ],
+                "crops": [_choice(question, place, len(ids)) for place, question in enumerate(questions)],
             }
         }
     task: dict[str, Any] = {
@@ -175,12 +180,16 @@ def page_task(
     return {**task, "predictions": [{"model_version": OUTLINES, "result": outlines}]} if outlines else task
 
 
-def _choice(question: Question, key: str) -> dict[str, str]:
+def _choice(question: Question, place: int, count: int) -> dict[str, str]:
+    """A crop of the grid. The page's picture has all crops beside each other, two squares each; it shows two."""
+    squares = zip(("outlined", "plain"), (2 * place, 2 * place + 1), strict=True)
+    style = ";".join(f"--{name}:{100 * square / (2 * count - 1):.4f}%" for name, square in squares)
+    key = KEYS[place]
     return {
         "value": question.mask_id,
         "alias": question.mask_id,
         "hotkey": key,
-        "html": f'<img src="{escape(question.picture)}" alt=""><kbd>{key}</kbd>',
+        "html": f'<img src="{escape(question.picture)}" style="{style}" alt="{_NO_PICTURE}"><kbd>{key}</kbd>',
     }
 
 

@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 from plugin.label_studio.labeling import Labeling
 from propagation.errors import MaskError
 from propagation.rle import Rle, decode, decode_window
+from propagation.summary import share_text
 
 FAITHFUL_IOU = 0.985
 TOLERANCES = (0.8, 0.5, 0.0)
@@ -73,12 +74,16 @@ def outline_of(mask_id: str, rle: Rle) -> tuple[dict[str, Any], ...]:
             "id": f"{mask_id}-{part}",
             "from_name": "outline",
             "to_name": "picture",
-            "type": "polygon",
+            "type": "polygonlabels",
             "original_width": width,
             "original_height": height,
             "image_rotation": 0,
             "readonly": True,
-            "value": {"points": np.round(ring * (100 / width, 100 / height), 5).tolist(), "closed": True},
+            "value": {
+                "points": np.round(ring * (100 / width, 100 / height), 5).tolist(),
+                "closed": True,
+                "polygonlabels": ["outline"],
+            },
         }
         for part, ring in enumerate(outlines(rle, keyholes=True)[0])
     )
@@ -108,6 +113,26 @@ def mask_of(region: Mapping[str, Any]) -> str | None:
     """The mask id in a region's provenance, or None for a region that the product did not write."""
     provenance = (region.get("meta") or {}).get(META)
     return provenance.get("mask") if isinstance(provenance, Mapping) else None
+
+
+def in_words(provenance: Mapping[str, Any]) -> str:
+    """Provenance as people read it beside a region: its cluster, what decided, and how good that is."""
+    kind, _, rest = str(provenance["decision"]).partition("/")
+    decided = {
+        "certificate": f"certificate {rest}",
+        "cluster": "accepted by its answers",
+        "page": "judged right on a page",
+        "command": "accepted by command",
+    }[kind]
+    if provenance["verified"] and kind != "page":
+        decided += ", and judged right on a page"
+    if provenance.get("promise") is not None:
+        bound = f"promise: at least {share_text(provenance['promise'])} of all that is written is right"
+    elif provenance.get("estimate") is not None:
+        bound = f"estimate: {share_text(provenance['estimate'])} of its cluster is right"
+    else:
+        bound = "nothing else is claimed"
+    return f"cluster {provenance['cluster']} · {decided} · {bound}"
 
 
 def digest(result: Sequence[Mapping[str, Any]]) -> str:

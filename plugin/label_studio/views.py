@@ -5,9 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-Kind = Literal["Number", "String", "List"]
+
+class Where(NamedTuple):
+    """A filter of the data manager: a column of the tasks, an operator, the kind of the value, and the value."""
+
+    column: str
+    operator: str
+    kind: Literal["Number", "String", "List"]
+    value: Any
 
 
 def project_url(server: str, project: int) -> str:
@@ -20,12 +27,15 @@ def task_url(server: str, project: int, task: int) -> str:
     return f"{project_url(server, project)}?task={task}"
 
 
-def view_url(server: str, project: int, title: str, column: str, operator: str, kind: Kind, value: Any) -> str:
-    """A project's tasks that a filter lets through, in a tab that nobody has to make or to delete.
+def view_url(server: str, project: int, title: str, *where: Where) -> str:
+    """A project's tasks that all filters let through, in a tab that nobody has to make or to delete.
 
     Label Studio's data manager reads such a tab from its address: JSON, deflated, in URL-safe base 64.
     """
-    item = {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
-    view = {"title": title, "filters": {"conjunction": "and", "items": [item]}, "ordering": []}
+    items = [
+        {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+        for column, operator, kind, value in where
+    ]
+    view = {"title": title, "filters": {"conjunction": "and", "items": items}, "ordering": []}
     packed = base64.urlsafe_b64encode(zlib.compress(json.dumps(view).encode())).decode().rstrip("=")
     return f"{project_url(server, project)}?tab={packed}"

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,11 +19,12 @@ from pycocotools import mask as coco
 from ls_propagate import pipeline
 from ls_propagate.demo.annotator import Annotator
 from ls_propagate.demo.dataset import Dataset, Objects, read_dataset
-from ls_propagate.demo.run import Demo, demo_settings, source_project
+from ls_propagate.demo.run import Demo, answered, demo_settings, source_project
 from ls_propagate.demo.scenes import make_scenes
 from ls_propagate.demo.server import Server, new_user
 from ls_propagate.settings import Settings
 from plugin.label_studio.gateway import LabelStudioGateway
+from propagation.campaign import Campaign
 from propagation.quality import RIGHT_IOU, truth_iou
 from propagation.rle import Rle, decode
 from sync.store import Store
@@ -119,25 +120,45 @@ class Site:
         return self.config.with_suffix(".out")
 
 
-@pytest.fixture
-def connect(label_studio: Server, dataset: Dataset, tmp_path: Path) -> Iterator[Callable[[str], Site]]:
-    """Makes a source project of its own from the dataset, and connects it."""
-    opened: list[Site] = []
-
-    def make(name: str) -> Site:
-        data = tmp_path / name
-        data.mkdir()
-        settings = demo_settings(Demo(data, dataset.folder, budget=300), dataset, label_studio)
-        store = Store(settings.store_url)
-        gateway = LabelStudioGateway(label_studio.url, label_studio.token)
+@contextmanager
+def connecting(server: Server, dataset: Dataset, data: Path) -> Iterator[Site]:
+    """A source project of its own made from the dataset, and connected; data: an empty folder."""
+    settings = demo_settings(Demo(data, dataset.folder, budget=300), dataset, server)
+    store, gateway = Store(settings.store_url), LabelStudioGateway(server.url, server.token)
+    with closing(store), closing(gateway):
         project = source_project(gateway, dataset, data)
         connection = pipeline.connect(gateway, store, str(project.number))
         config = data / "ls-propagate.toml"
-        site = Site(label_studio, settings, config, gateway, store, connection, project.truth)
-        opened.append(site)
-        return site
+        yield Site(server, settings, config, gateway, store, connection, project.truth)
 
-    yield make
-    for site in opened:
-        site.store.close()
-        site.gateway.close()
+
+@pytest.fixture
+def connect(label_studio: Server, dataset: Dataset, tmp_path: Path) -> Iterator[Callable[[str], Site]]:
+    """Makes a source project of its own from the dataset, and connects it."""
+    with ExitStack() as opened:
+
+        def make(name: str) -> Site:
+            (tmp_path / name).mkdir()
+            return opened.enter_context(connecting(label_studio, dataset, tmp_path / name))
+
+        yield make
+
+
+#: What the team of the finished campaign tells its annotators.
+RULES = "<b>Draw tightly.</b>"
+
+
+@pytest.fixture(scope="session")
+def finished(
+    label_studio: Server, dataset: Dataset, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Site, Campaign]]:
+    """A campaign that has come to its end, in a project of a team that has instructions of its own."""
+    with connecting(label_studio, dataset, tmp_path_factory.mktemp("finished")) as site:
+        site.gateway.set_instructions(site.connection.project, RULES)
+        pipeline.detect(site.gateway, site.store, site.settings)
+        pipeline.cluster(site.gateway, site.store, site.settings)
+        daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+        with site.annotator() as annotator:
+            answered(daemon, annotator)
+        pipeline.open_overview(site.gateway, site.store, site.settings).look(daemon.history, finished=True)
+        yield site, daemon.campaign

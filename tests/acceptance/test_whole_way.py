@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
 
-from ls_propagate import pipeline
+from ls_propagate import pipeline, service
 from ls_propagate.demo.run import answered, least_iou, read_back, regions_by_mask
 from ls_propagate.demo.server import new_user
+from propagation.events import Command, Commanded
+from sync.source import ANNOTATION_FIELDS, Source, is_ours
 
 Site = Any
 SQUARE = [[10.0, 10.0], [40.0, 10.0], [40.0, 40.0], [10.0, 40.0]]
@@ -193,36 +197,190 @@ def test_undoing_what_was_accepted_leaves_the_counts_of_before(connect: Callable
     site = connect("undone")
     prepare(site)
     with closing(new_user(site.server, "drawer@example.com", "look-closely-5")) as person:
-        drawn = source_tasks(site)[0]["id"]
-        result = [dict(region, meta={}, id="mine") for region in _region(site)]
-        made = person.post(f"/api/tasks/{drawn}/annotations/", json={"result": result, "lead_time": 3.0})
-        theirs = stored(person, made.json()["id"])
-        before = _counts(site)
+        draw(person, source_tasks(site)[0]["id"])
+        before = counts(site)
         daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
         with site.annotator() as annotator:
             answered(daemon, annotator)
-        assert _counts(site) != before
-        site.store.lock().release()
+        assert counts(site) != before
         names = sorted({str(name) for name in daemon.campaign.reasons() if name})
         assert names
         assert site.command("undo", *names).wait(120) == 0, site.output.read_text()
         assert f"Undone: {names[0]}" in site.output.read_text()
-        assert _counts(site) == before
-        assert stored(person, theirs["id"]) == theirs
+        assert counts(site) == before
         daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
         daemon.step()
-        assert _counts(site) == before
+        assert counts(site) == before
 
 
-def _region(site: Site) -> list[dict[str, Any]]:
-    """The first predicted region of the project."""
-    found = site.gateway.tasks(site.connection.project, ["predictions", "result"])
-    return next(p["result"][:1] for task in found for p in task["predictions"] if p["result"])
+def test_a_daemon_that_runs_obeys_what_is_undone_beside_it(connect: Callable[[str], Site]) -> None:
+    site = connect("beside")
+    prepare(site)
+    daemon = pipeline.open_daemon(site.gateway, site.store, site.settings)
+    with site.annotator() as annotator:
+        answered(daemon, annotator)
+    since = datetime.now(UTC).isoformat()
+    key = next(key for key, state in daemon.campaign.states().items() if state == "accepted")
+    cluster, gone = daemon.campaign.cluster(*key), daemon.campaign.rows(*key)
+    ids = daemon.campaign.table.ids
+    left = set(ids[daemon.campaign.accepted()].tolist()) - set(ids[gone].tolist())
+    beside = dataclasses.replace(site, config=site.config.with_name("daemon.toml"))
+    beside.config.write_text(f"poll_seconds = 0.2\n{site.config.read_text()}")
+    running = beside.command("sync")
+    try:
+        waited_for(lambda: is_held(site.store), running, beside)
+        assert site.command("undo", cluster).wait(120) == 0, site.output.read_text()
+        assert site.output.read_text().strip() == f"Undone: {cluster}"
+        waited_for(lambda: held(site) == left, running, beside)
+        assert site.command("undo", cluster).wait(120) == 1
+        assert f"error: {cluster}: its decision is undone already" in site.output.read_text()
+        accept = Commanded(cluster, "accept", "somebody", since, "test/accept")
+        assert service.command(site.settings, site.store, site.gateway, [accept]) == [accept]
+        waited_for(lambda: held(site) > left, running, beside)
+        assert site.command("undo", "--since", since).wait(120) == 0, site.output.read_text()
+        assert site.output.read_text().strip() == f"Undone: {cluster}"
+        waited_for(lambda: held(site) == left, running, beside)
+        assert running.poll() is None
+        commanded = [event for event in site.store.events() if isinstance(event, Commanded)]
+        assert [event.command for event in commanded] == ["undo", "accept", "undo"]
+    finally:
+        running.terminate()
+        running.wait(60)
 
 
-def _counts(site: Site) -> dict[int, tuple[int, int]]:
-    """The annotations of each source task, and their regions."""
+def held(site: Site) -> set[str]:
+    """The masks that are written."""
+    return set(regions_by_mask(site.gateway, site.connection))
+
+
+def is_held(store: Any) -> bool:
+    """Whether a daemon has the store's lock."""
+    if store.lock().acquire():
+        store.lock().release()
+        return False
+    return True
+
+
+def waited_for(what: Callable[[], bool], running: Any, site: Site) -> None:
+    deadline = time.monotonic() + 240
+    while not what():
+        assert running.poll() is None, site.output.read_text()
+        assert time.monotonic() < deadline, site.output.read_text()
+        time.sleep(0.3)
+
+
+def test_what_people_did_is_the_same_byte_for_byte_after_an_accept_and_its_undo(
+    connect: Callable[[str], Site],
+) -> None:
+    site = connect("people")
+    with closing(new_user(site.server, "people@example.com", "look-closely-6")) as person:
+        bare = [task["id"] for task in source_tasks(site) if not task["annotations"]]
+        draw(person, bare[0])
+        prepare(site)
+        campaign = pipeline.open_campaign(site.store, site.settings)
+        first, second = (campaign.cluster(place, campaign.trees[place].root) for place in (0, 1))
+        command(site, first, "accept")
+        ours = {task["id"]: task["annotations"][0] for task in source_tasks(site) if by_us(task)}
+        edited, beside, skipped, unlike, begun, changing, *others = sorted(set(ours) & tasks_of(site, second))
+        assert others
+        unwritten = min(tasks_of(site, second) - set(ours))
+        change = {"result": ours[edited]["result"][1:], "lead_time": 4.0}
+        assert person.patch(f"/api/annotations/{ours[edited]['id']}/", json=change).is_success
+        draw(person, beside)
+        skip(person, skipped)
+        skip(person, unlike, parent_prediction=ours[unlike]["parent_prediction"])
+        skip(person, unwritten)
+        begin_to_draw(person, f"/api/tasks/{begun}/drafts")
+        begin_to_draw(person, f"/api/tasks/{changing}/annotations/{ours[changing]['id']}/drafts")
+        pipeline.open_daemon(site.gateway, site.store, site.settings).step()
+
+        before, theirs, written = counts(site), people(site, person), results(site)
+        kinds = [annotation["was_cancelled"] for annotation in theirs["annotations"].values()]
+        assert (kinds.count(True), len(theirs["drafts"])) == (3, 2)
+        assert len(kinds) >= 6
+        command(site, second, "accept")
+        during = counts(site)
+        assert during["project"]["total_annotations_number"] > before["project"]["total_annotations_number"]
+        assert people(site, person) == theirs
+        assert site.command("undo", second).wait(300) == 0, site.output.read_text()
+        assert people(site, person) == theirs
+        assert results(site) == written
+        assert counts(site) == before
+
+
+def command(site: Site, cluster: str, what: Command) -> None:
+    said = Commanded(cluster, what, "somebody", "2026-11-22T10:00:00Z", f"test/{cluster}")
+    assert service.command(site.settings, site.store, site.gateway, [said]) == [said]
+
+
+def tasks_of(site: Site, cluster: str) -> set[int]:
+    """The tasks whose images have masks of a cluster."""
+    campaign = pipeline.open_campaign(site.store, site.settings)
+    rows = campaign.rows(*campaign.find(cluster))
+    images = set(campaign.table.images[campaign.table.image[rows[campaign.table.best[rows]]]].tolist())
+    return {known.task for known in site.store.source_tasks() if known.image in images}
+
+
+def skip(client: httpx.Client, task: int, **more: Any) -> None:
+    body = {"result": [], "was_cancelled": True, **more}
+    assert client.post(f"/api/tasks/{task}/annotations/", json=body).status_code == 201
+
+
+def begin_to_draw(client: httpx.Client, path: str) -> None:
+    """What the editor keeps of an annotation that is not submitted yet."""
+    made = client.post(path, json={"result": drawn(), "lead_time": 2.0})
+    assert made.status_code == 201, made.text
+
+
+def by_us(task: dict[str, Any]) -> bool:
+    return any(annotation["parent_prediction"] for annotation in task["annotations"])
+
+
+def people(site: Site, client: httpx.Client) -> dict[str, dict[int, Any]]:
+    """What people did in the source project, as the API tells it: annotations, and what is not submitted."""
+    fields = [*ANNOTATION_FIELDS, "draft_exists"]
+    tasks = list(site.gateway.tasks(site.connection.project, fields))
+    theirs = [annotation["id"] for _, annotation, own in told_apart(site, tasks) if not own]
+    drafts = [
+        draft
+        for task in tasks
+        if task["draft_exists"]
+        for draft in client.get(f"/api/tasks/{task['id']}/drafts").json()
+    ]
     return {
-        task["id"]: (len(task["annotations"]), sum(len(a["result"]) for a in task["annotations"]))
-        for task in source_tasks(site)
+        "annotations": {number: stored(client, number) for number in theirs},
+        "drafts": {draft["id"]: {**draft, "created_ago": ""} for draft in drafts},
+    }
+
+
+def results(site: Site) -> dict[int, Any]:
+    """What the campaign's own annotations hold."""
+    tasks = list(site.gateway.tasks(site.connection.project, ANNOTATION_FIELDS))
+    return {task: annotation["result"] for task, annotation, own in told_apart(site, tasks) if own}
+
+
+def told_apart(site: Site, tasks: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any], bool]]:
+    """Each annotation with its task, and whether it is the campaign's own."""
+    campaign = pipeline.open_campaign(site.store, site.settings)
+    labeling = pipeline.labeling_of(site.gateway, site.connection, site.settings, campaign.table.categories)
+    source = Source(site.connection.project, labeling, site.gateway.user().id)
+    for task in tasks:
+        for annotation in task["annotations"]:
+            yield task["id"], annotation, is_ours(annotation, task["id"], campaign, source)
+
+
+def counts(site: Site) -> dict[str, Any]:
+    """All that Label Studio counts of the source project and its tasks, and the regions of each task."""
+    names = ("total_annotations", "cancelled_annotations", "total_predictions", "is_labeled", "draft_exists")
+    fields = ["annotations", "result", *names]
+    told = site.gateway.answer("GET", f"api/projects/{site.connection.project}/").json()
+    return {
+        "project": {name: value for name, value in told.items() if isinstance(value, int) and "number" in name},
+        "tasks": {
+            task["id"]: {
+                "regions": sum(len(annotation["result"]) for annotation in task["annotations"]),
+                **{name: task[name] for name in names},
+            }
+            for task in site.gateway.tasks(site.connection.project, fields)
+        },
     }

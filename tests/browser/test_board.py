@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from plugin.label_studio.gateway import LabelStudioGateway
 from plugin.label_studio.views import task_url
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
-from propagation.events import CampaignStarted, GoldAnswered, PageAnswered, PageIssued, PagePosted
+from propagation.events import CampaignStarted, Decided, GoldAnswered, PageAnswered, PageIssued, PagePosted
 from propagation.masks import MaskTable
 from propagation.progress import History, Terms
 from propagation.tree import ClusterTree, tree_from_linkage
@@ -90,14 +91,10 @@ class Played:
         campaign = self.history.campaign
         goal = int((campaign.verdict >= 0).sum()) + questions
         while True:
-            for choice in campaign.decisions():
-                self.take(choice)
-            pages = []
-            for event in campaign.next_round():
-                pages.append(event) if isinstance(event, PageIssued) else self.take(event)
-            for event in pages:
+            for event in chain(campaign.decisions(), campaign.next_round()):
                 self.take(event)
-                self.take(PagePosted(event.page, 100 + len(campaign.page_of)))
+            for page in campaign.unposted_pages:
+                self.take(PagePosted(page.issued.page, 100 + len(campaign.page_of)))
             for page in campaign.waiting_pages:
                 if (campaign.verdict >= 0).sum() >= goal:
                     return
@@ -255,21 +252,33 @@ def test_it_is_read_by_keyboard(page: Any, board: Board) -> None:
         assert set(wanted) <= reached
 
 
+#: What a card of the cluster board and a page's task say, both in one.
+ALPHA = {"text": "alpha", "cluster": "car/70", "category": "car", "tab": "rejected",
+         "state": "rejected by command",
+         "question": "Which of these are NOT a correctly outlined “car”?"}  # fmt: skip
+OMEGA = {"text": "omega", "cluster": "traffic sign/9", "category": "traffic sign", "tab": "open", "state": "open",
+         "question": "Which of these are NOT a correctly outlined “traffic sign”?"}  # fmt: skip
+
+
 def test_figures_lead_to_views_of_label_studio(label_studio: Server) -> None:
     gateway = LabelStudioGateway(label_studio.url, label_studio.token)
     project = gateway.create_project("board test", CONFIG, "", {}).id
-    first, _ = gateway.import_tasks(project, [{"data": {"text": text}} for text in ("alpha", "omega")])
+    first, _ = gateway.import_tasks(project, [{"data": data} for data in (ALPHA, OMEGA)])
     result = [{"from_name": "c", "to_name": "text", "type": "choices", "value": {"choices": ["a"]}}]
     assert gateway.answer("POST", f"api/tasks/{first}/annotations/", json={"result": result}).is_success
     me = gateway.user().id
     gateway.close()
     history = Played(60).history
-    place = Place(label_studio.url, project, "board test", project, {"car": "a", "traffic sign": "b"}, {})
+    # one project is all of them
+    place = Place(label_studio.url, project, "board test", project, {"car": "a", "traffic sign": "b"}, {}, project)
     history.campaign.apply(PageIssued("p", 1, "car", (str(history.campaign.table.ids[1]),), ("car/70",)))
     history.campaign.apply(PagePosted("p", first))
     history.campaign.apply(PageAnswered("p", 1, "now", me, 2.0, ("yes",)))
+    history.campaign.apply(Decided("car/70", "reject", 1, 0))
     document = described(history, TERMS, place, BEGIN)
     links = document["links"]
+    car, sign = links["categories"]["car"], links["categories"]["traffic sign"]
+    ((cluster,),) = (state["largest"] for state in document["clusters"]["states"])
     with open_browser() as page:
         log_in(page, label_studio.url, label_studio.email, label_studio.password)
         for url, count, text in (
@@ -277,8 +286,18 @@ def test_figures_lead_to_views_of_label_studio(label_studio: Server) -> None:
             (links["annotated"], 1, "alpha"),
             (links["answered"], 1, "alpha"),
             (links["waiting"], 1, "omega"),
-            (links["categories"]["car"], 1, "alpha"),
-            (links["categories"]["traffic sign"], 0, ""),
+            (links["rejected"], 1, "alpha"),
+            (links["open"], 1, "omega"),
+            (links["states"]["rejected"], 1, "alpha"),
+            (car["accepted"], 1, "alpha"),
+            (car["questions"], 1, "alpha"),
+            (car["rejected"], 1, "alpha"),
+            (car["open"], 0, ""),
+            (sign["accepted"], 0, ""),
+            (sign["questions"], 1, "omega"),
+            (sign["rejected"], 0, ""),
+            (sign["open"], 1, "omega"),
+            (cluster["links"]["card"], 1, "alpha"),
             (document["annotators"][0]["link"], 1, "alpha"),
         ):
             page.goto("about:blank")

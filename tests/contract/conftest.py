@@ -43,6 +43,8 @@ class Side(Protocol):
 
     def delete(self, annotation: int) -> None: ...
 
+    def draft(self, task: int, annotation: int | None = None) -> None: ...
+
     def hotkeys(self) -> Mapping[str, Any]: ...
 
 
@@ -54,7 +56,7 @@ class FakeSide:
     def __init__(self) -> None:
         self.gateway = FakeGateway()
         self.submit, self.skip = self.gateway.submit, self.gateway.skip
-        self.edit, self.delete = self.gateway.edit, self.gateway.delete
+        self.edit, self.delete, self.draft = self.gateway.edit, self.gateway.delete, self.gateway.draft
 
     def hotkeys(self) -> Mapping[str, Any]:
         return self.gateway.hotkeys
@@ -80,6 +82,11 @@ class RealSide:
 
     def delete(self, annotation: int) -> None:
         self._session.delete(f"/api/annotations/{annotation}/").raise_for_status()
+
+    def draft(self, task: int, annotation: int | None = None) -> None:
+        place = "" if annotation is None else f"annotations/{annotation}/"
+        body = {"result": [], "lead_time": 1.0}
+        self._session.post(f"/api/tasks/{task}/{place}drafts", json=body).raise_for_status()
 
     def hotkeys(self) -> Mapping[str, Any]:
         headers = {"Authorization": f"Token {self._server.token}"}

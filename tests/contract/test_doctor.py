@@ -17,6 +17,8 @@ import pytest
 from pycocotools import mask as coco
 
 from ls_propagate import pipeline
+from ls_propagate.demo.browser import close_popups, open_browser
+from ls_propagate.demo.browser import log_in as log_in_there
 from ls_propagate.demo.server import Server, log_in
 from ls_propagate.demo.server import label_studio as started
 from ls_propagate.doctor.case import Finding
@@ -24,6 +26,7 @@ from ls_propagate.doctor.examine import examine
 from ls_propagate.settings import load_settings
 from plugin.label_studio.gateway import WEBHOOK_ACTIONS
 from plugin.label_studio.inspect import QUICK_IMPORTS
+from plugin.label_studio.pages import Question, page_task
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="label" toName="image"><Label value="cell"/></PolygonLabels></View>"""
@@ -223,3 +226,20 @@ def test_what_a_server_refuses_by_default_is_found_with_what_allows_it(
     assert finding.state == "bad"
     assert "legacy tokens switched off" in finding.said
     assert "personal access token" in finding.remedy
+
+
+def test_connect_gives_its_own_account_our_keys_on_a_server_without_them(
+    strict: tuple[Server, httpx.Client, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server, session, token = strict
+    campaign = begin(server, session, monkeypatch, tmp_path, token)
+    tasks = [page_task(name, name, [Question("a", "/a.jpg")]) for name in ("first", "second")]
+    session.post(f"/api/projects/{campaign.pages}/import", json=tasks).raise_for_status()
+    with open_browser() as page:
+        log_in_there(page, server.url, server.email, server.password)
+        page.goto(f"{server.url}/projects/{campaign.pages}/data?labeling=1")
+        for name in ("first", "second"):
+            page.get_by_text(f"“{name}”").wait_for()
+            close_popups(page)
+            page.keyboard.press("Space")
+        page.get_by_text("No More Tasks Left").wait_for()

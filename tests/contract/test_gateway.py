@@ -16,11 +16,13 @@ import pytest
 from plugin.label_studio import gateway as gateway_module
 from plugin.label_studio.clusters import BOARD_SETTINGS, Card, tabs
 from plugin.label_studio.files import shown
-from plugin.label_studio.gateway import FILES_A_REQUEST, WEBHOOK_ACTIONS
+from plugin.label_studio.gateway import FILES_A_REQUEST, WEBHOOK_ACTIONS, filters_of
 from plugin.label_studio.pace import LONGEST, Pace
+from plugin.label_studio.tabs import add_tabs, make_source_tabs, source_tabs, update_source_tabs
 from propagation.errors import ImageError, Missing, ServerError, SettingsError
 
 NOWHERE = 99_999_999
+SOURCE_TABS = source_tabs("propagate-1", "propagated-1", "image", ["a.png"], 1)
 CONFIG = """
 <View>
   <Image name="picture" value="$photo"/>
@@ -97,7 +99,11 @@ OF_NOTHING: dict[str, Callable[[Any], object]] = {
     "annotations": lambda gateway: gateway.predictions_to_annotations(NOWHERE, "v", [1]),
     "update": lambda gateway: gateway.update_annotation(NOWHERE, []),
     "upload": lambda gateway: gateway.upload(NOWHERE, [("a.png", b"a")]),
-    "tabs": lambda gateway: gateway.ensure_tabs(NOWHERE, tabs()),
+    "instructions": lambda gateway: gateway.set_instructions(NOWHERE, "Look."),
+    "upload one": lambda gateway: gateway.upload_one(NOWHERE, "a.png", b"a"),
+    "delete upload": lambda gateway: gateway.delete_upload(NOWHERE, 1),
+    "tabs": lambda gateway: gateway.tabs(NOWHERE),
+    "tab": lambda gateway: gateway.update_tab(NOWHERE, {"title": "a"}),
 }
 
 
@@ -562,6 +568,41 @@ def test_an_annotation_is_deleted_once_and_for_all(
     assert [task["id"] for task in gateway.tasks(project, [], since=before)] == tasks[:1]
 
 
+def test_a_prediction_is_deleted_and_what_was_made_of_it_stays(
+    gateway: Any, project: int, tasks: list[int]
+) -> None:
+    predict(gateway, project, tasks[:2])
+    predict(gateway, project, tasks[:1], "other")
+    gateway.predictions_to_annotations(project, "v1", tasks[:2])
+    (made,) = annotations(gateway, project, tasks[0])
+    before = gateway.latest(project)
+    for _ in range(2):
+        gateway.delete_prediction(made["parent_prediction"])
+    gateway.delete_prediction(NOWHERE)
+    (task,) = gateway.tasks(project, ["predictions", "model_version"], ids=tasks[:1])
+    assert [prediction["model_version"] for prediction in task["predictions"]] == ["other"]
+    assert annotations(gateway, project, tasks[0]) == [{**made, "parent_prediction": None}]
+    assert gateway.unpredicted(project, tasks[:2], "v1") == 1
+    assert [task["id"] for task in gateway.tasks(project, [], since=before)] == tasks[:1]
+
+
+def test_what_somebody_has_begun_is_seen_until_it_is_changed(
+    side: Any, gateway: Any, project: int, tasks: list[int]
+) -> None:
+    predict(gateway, project, tasks)
+    gateway.predictions_to_annotations(project, "v1", tasks[:3])
+    (made,) = annotations(gateway, project, tasks[0])
+    before = gateway.latest(project)
+    side.draft(tasks[0], made["id"])
+    side.draft(tasks[3])
+    assert gateway.latest(project) == before
+    found = gateway.tasks(project, ["annotations", "draft_exists"])
+    assert [task["id"] for task in found if task["draft_exists"]] == [tasks[0], tasks[3]]
+    assert [gateway.drafts(task) for task in tasks[:4]] == [{made["id"]}, set(), set(), set()]
+    gateway.update_annotation(made["id"], [])
+    assert gateway.drafts(tasks[0]) == set()
+
+
 def test_a_change_answers_the_annotations_time(side: Any, gateway: Any, project: int, tasks: list[int]) -> None:
     number = side.submit(tasks[0], [region()])
     (before,) = annotations(gateway, project, tasks[0])
@@ -710,9 +751,69 @@ def test_a_task_is_given_other_data_and_keeps_its_annotation(
         gateway.update_task(NOWHERE, data)
 
 
+def titles(gateway: Any, project: int) -> list[str]:
+    return [tab["title"] for tab in gateway.tabs(project).values()]
+
+
 def test_tabs_are_made_once(gateway: Any, project: int) -> None:
+    assert gateway.tabs(project) == {}
     for _ in range(2):
-        gateway.ensure_tabs(project, tabs())
+        add_tabs(gateway, project, tabs())
+    assert titles(gateway, project) == [tab["title"] for tab in tabs()]
+
+
+def test_a_tab_is_given_other_filters_and_keeps_its_place(gateway: Any, project: int) -> None:
+    for title in ("One", "Two"):
+        gateway.create_tab(project, {**SOURCE_TABS[0], "title": title})
+    (number, one), (_, two) = gateway.tabs(project).items()
+    assert one == {**SOURCE_TABS[0], "title": "One"}
+    other = {**one, "filters": SOURCE_TABS[1]["filters"], "columnsWidth": {"tasks:id": 70}}
+    gateway.update_tab(number, other)
+    assert list(gateway.tabs(project).values()) == [other, two]
+
+
+def test_the_tabs_of_a_source_project_are_made_behind_the_list_of_all_tasks(gateway: Any, project: int) -> None:
+    for _ in range(2):
+        make_source_tabs(gateway, project, SOURCE_TABS)
+    assert titles(gateway, project) == ["Default", "Propagated", "Partly decided", "Undecided"]
+
+
+def test_tabs_of_an_earlier_campaign_are_brought_up_to_date_and_peoples_stay(gateway: Any, project: int) -> None:
+    mine = {**SOURCE_TABS[0], "title": "Undecided", "filters": filters_of([("id", "greater", "Number", 3)])}
+    gateway.create_tab(project, mine)
+    make_source_tabs(gateway, project, SOURCE_TABS)
+    _, first, second, third = gateway.tabs(project)
+    before = gateway.tabs(project)
+    gateway.update_tab(first, {**before[first], "title": "Done", "columnsWidth": {"tasks:id": 70}})
+    later = source_tabs("propagate-2", "propagated-2", "image", ["a.png", "b.png"], 9)
+    make_source_tabs(gateway, project, later)
+    after = gateway.tabs(project)
+    assert list(after) == list(before)
+    assert titles(gateway, project) == ["Undecided", "Done", "Partly decided, 2 of 9", "Undecided"]
+    assert [after[n]["filters"] for n in (first, second, third)] == [tab["filters"] for tab in later]
+    assert after[first]["columnsWidth"] == {"tasks:id": 70}
+    assert next(iter(after.values())) == mine
+    update_source_tabs(gateway, after, SOURCE_TABS)
+    assert gateway.tabs(project)[second] == before[second]
+
+
+def test_instructions_are_replaced(gateway: Any, project: int) -> None:
+    assert gateway.project(project).instructions == ""
+    text = '<b>Look</b> at <img src="/data/upload/1/a.svg" alt="5 of 7; 1 &lt; 2" width="640">'
+    gateway.set_instructions(project, text)
+    assert gateway.project(project).instructions == text
+
+
+def test_one_file_is_uploaded_and_deleted(side: Any, gateway: Any, project: int) -> None:
+    kept, url = gateway.upload_one(project, "kept.svg", b"<svg/>")
+    number, gone = gateway.upload_one(project, "a.svg", b"<svg/>")
+    assert gone.endswith("-a.svg")
+    assert number != kept
+    for _ in range(2):
+        gateway.delete_upload(project, number)
+    assert gateway.read_file(url) == b"<svg/>"
+    with pytest.raises((ImageError, ServerError)):
+        gateway.read_file(gone)
 
 
 def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: Any) -> None:
@@ -724,10 +825,10 @@ def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: A
     ]
     numbers = real_gateway.import_tasks(board, [{"data": card} for card in cards])
     for _ in range(2):
-        real_gateway.ensure_tabs(board, tabs())
+        add_tabs(real_gateway, board, tabs())
     views = real_gateway.answer("GET", "api/dm/views/", params={"project": board}).json()
     by_title = {view["data"]["title"]: view["id"] for view in views}
-    assert sorted(by_title) == ["Accepted", "Open clusters", "Rejected", "Stuck"]
+    assert sorted(by_title) == ["Accepted", "Open clusters", "Rejected", "Split", "Stuck"]
 
     def listed(title: str) -> list[int]:
         answer = real_gateway.answer("GET", "api/tasks/", params={"view": by_title[title], "project": board})
@@ -735,6 +836,9 @@ def test_the_tabs_of_the_board_list_its_cards(label_studio: Any, real_gateway: A
 
     assert listed("Open clusters") == [numbers[4], numbers[0]]
     assert [listed(title) for title in ("Accepted", "Rejected", "Stuck")] == [[n] for n in numbers[1:4]]
+    for going, left in ((numbers[1:], 5), (numbers, 0)):  # with its last task a project loses its tabs
+        real_gateway.delete_tasks(board, going)
+        assert len(real_gateway.answer("GET", "api/dm/views/", params={"project": board}).json()) == left
 
 
 def test_a_projects_labeling_config_is_replaced_and_its_tasks_stay(gateway: Any, project: int) -> None:

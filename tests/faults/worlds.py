@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
+from plugin.crops import unreadable_crop
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.posterior import Posterior, fit
@@ -61,8 +62,7 @@ def scene(world: Any, store: Store) -> Scene:
 
 def without_waiting_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages have no pictures, and what was learned from the same verdicts before is not learned again."""
-    monkeypatch.setattr("sync.pages.render_crop", lambda pixels, rle: b"crop")
-    monkeypatch.setattr("sync.clusters.contact_sheet", b"".join)
+    monkeypatch.setattr("sync.pages.draw_crop", lambda pixels, rle, side: unreadable_crop(8))
     monkeypatch.setattr("propagation.posterior.TREES", 40)
 
     def fit_once(*given: Any) -> Posterior:

@@ -17,6 +17,7 @@ from ls_propagate.settings import SECRETS, STRATEGIES, Settings, TreeSettings
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {"propagation": 1, "plugin": 2, "ml_backend": 3, "sync": 3, "ls_propagate": 4}
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MODULES = [path for package in FLOORS for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -76,7 +77,28 @@ def test_the_readme_names_every_setting_with_its_default() -> None:
             assert any(told in default for default in defaults), f"{name} is {field.default}"
 
 
-def test_the_paths_in_the_docs_exist() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page} links {target}"
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_what_the_docs_name_exists(page: Path) -> None:
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
+        assert (page.parent / target).exists(), f"{page} links {target}"
+    for module in re.findall(r"python -m (benchmarks\.\w+)", text):
+        assert (ROOT / module.replace(".", "/")).with_suffix(".py").exists(), f"{page} runs {module}"
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert set(re.findall(r"^make (\w+)", text, re.MULTILINE)) <= set(targets), page
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_in_the_docs_exist_with_their_options(page: Path) -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in page.read_text().splitlines():
+        named = set(re.findall(r"ls-propagate (\w+)", line))
+        assert named <= set(commands), f"{page}: {line}"
+        known = set().union(*(options_of(commands[name]) for name in named))
+        assert not named or set(re.findall(r"--[a-z][a-z-]*", line)) <= known, f"{page}: {line}"
+
+
+def options_of(command: Any) -> set[str]:
+    """The options of a command and of those below it."""
+    own = {option for parameter in command.params for option in parameter.opts}
+    return own.union(*(options_of(below) for below in getattr(command, "commands", {}).values()))

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 
@@ -11,9 +12,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from ls_propagate import cli, pipeline
+from ls_propagate import cli, pipeline, service
 from ls_propagate.doctor.case import Finding
 from propagation.errors import ImageError, StoreError
+from propagation.events import Commanded, CommandRefused
 
 COMMANDS = sorted(get_command(cli.app).commands)
 
@@ -161,16 +163,7 @@ def test_export_writes_the_accepted_masks_whole(run, configured, tmp_path):
 def test_images_left_out_are_told_on_stderr(run, configured, monkeypatch):
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", "x.y.z")
     table = pipeline.load_table(configured.store, configured.settings)
-    opened = configured.gateway
-
-    class Opened:
-        def __enter__(self):
-            return opened
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: Opened())
+    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: nullcontext(configured.gateway))
     monkeypatch.setattr(pipeline, "detect", lambda *_: (table, [ImageError("image [b]: broken")]))
     code, out, err = run("detect")
     assert code == 0
@@ -246,14 +239,7 @@ def test_the_settings_say_how_every_command_logs(run, configured, monkeypatch):
 
 
 def test_a_pass_of_the_daemon_is_told(run, configured, monkeypatch):
-    class Opened:
-        def __enter__(self):
-            return configured.gateway
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: Opened())
+    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: nullcontext(configured.gateway))
     monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
     code, out, err = run("sync", "--once")
     assert (code, err) == (0, "")
@@ -306,3 +292,72 @@ def test_the_report_has_the_history_of_every_answer(run, configured, tmp_path):
     assert points[-1].accepted == int(history.campaign.accepted().sum())
     daemon = pipeline.open_daemon(configured.gateway, configured.store, configured.settings)
     assert daemon.history.points(datetime.now(UTC))[1:-1] == points[1:-1]
+
+
+@pytest.fixture
+def finished(configured, monkeypatch):
+    """The office at the end of its campaign, as the command line finds it."""
+    monkeypatch.setattr(pipeline, "open_gateway", lambda *_: nullcontext(configured.gateway))
+    return configured.finished()
+
+
+def states(office):
+    campaign = pipeline.open_campaign(office.store, office.settings)
+    return {campaign.cluster(*key): state for key, state in campaign.states().items()}
+
+
+def test_a_cluster_is_undone_once(run, finished):
+    name = next(name for name, state in states(finished).items() if state == "accepted")
+    assert run("undo", name) == (0, f"Undone: {name}\n", "")
+    assert states(finished)[name] == "undone"
+    code, out, err = run("undo", name)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {name}: its decision is undone already")
+
+
+def test_all_since_a_time_is_undone(run, finished):
+    begin = min(at for _, at in finished.store.timed()).isoformat()
+    now = datetime.now(UTC).isoformat()
+    nothing = (0, "Nothing was decided or commanded since then that still stands.\n", "")
+    assert run("undo", "--since", now) == nothing
+    decided = [name for name, state in states(finished).items() if state in ("accepted", "rejected", "split")]
+    said = Commanded(decided[0], "reject", "somebody", "now", "test")
+    assert service.command(finished.settings, finished.store, finished.gateway, [said]) == [said]
+    code, out, _ = run("undo", "--since", begin)
+    assert code == 0
+    undone = [line.removeprefix("Undone: ") for line in out.splitlines()]
+    assert sorted(undone) == sorted([*decided, decided[0]])
+    assert set(states(finished).values()) == {"undone"}
+    assert run("undo", "--since", begin) == nothing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name clusters or decisions to undo, or a time with --since"),
+        (["x/1", "--since", "2026-01-01"], "name clusters or decisions to undo, or a time with --since"),
+        (["x/9999"], "x/9999: this campaign has no such cluster"),
+        (["page/none"], "page/none: this campaign has no such cluster, nor is anything written by a decision"),
+        (["--since", "soon"], "--since soon is no time; write one like"),
+        (["--since", "2999-01-01"], "--since 2999-01-01 is to come; here it is"),
+    ],
+)
+def test_what_cannot_be_undone_is_one_line_and_exit_code_1(run, finished, arguments, said):
+    before = states(finished)
+    code, out, err = run("undo", *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"error: {said}")
+    assert err.count("\n") == 1
+    assert states(finished) == before
+    assert finished.store.hints() == []
+
+
+def test_what_a_daemon_refuses_is_told_and_exit_code_1(run, finished, monkeypatch):
+    name = next(name for name, state in states(finished).items() if state == "accepted")
+    told = CommandRefused(name, "undo", "somebody", "now", "here", "another was quicker")
+    monkeypatch.setattr(service, "command", lambda *_: [told])
+    assert run("undo", name) == (1, f"Not undone: {name}: another was quicker\n", "")
+    monkeypatch.setattr(service, "command", lambda *_: [])
+    code, out, _ = run("undo", name)
+    assert code == 0
+    assert "as soon as it looks into its inbox" in out

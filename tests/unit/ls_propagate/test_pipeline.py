@@ -54,15 +54,16 @@ def test_connecting_makes_the_projects_for_pages_and_crops_once(office):
         made.crops: "cells · crops",
         made.board: "cells · clusters",
     }
-    assert [tab["title"] for tab in office.gateway.views[made.board]] == [
+    assert [tab["title"] for tab in office.gateway.tabs(made.board).values()] == [
         "Open clusters",
         "Accepted",
         "Rejected",
         "Stuck",
+        "Split",
     ]
     connect(office)
     assert len(office.gateway.projects()) == 4
-    assert len(office.gateway.views[made.board]) == 4
+    assert len(office.gateway.tabs(made.board)) == 5
     assert 'name="wrong"' in office.gateway.project(made.pages).label_config
 
 
@@ -479,7 +480,10 @@ def test_nothing_in_a_task_tells_gold_from_the_rest(with_gold):
             seen += crop["alias"] in known
             assert set(crop) == {"value", "alias", "hotkey", "html"}
             assert len(crop["alias"]) == 20
-            assert crop["alias"] in crop["html"]
+            assert crop["html"].startswith('<img src="/data/upload/')
+        pictures = {crop["html"].partition(" style=")[0] for crop in task["data"]["crops"]}
+        assert len(pictures) == 1
+        assert f"{task['data']['page']}.jpg" in pictures.pop()
         assert "gold" not in str(task)
     assert seen == sum(len(page.issued.gold) for page in daemon.campaign.pages.values()) > 0
 

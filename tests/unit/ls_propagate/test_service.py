@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from ls_propagate import pipeline, service
 from propagation.errors import ServerError, SettingsError, StoreError
-from propagation.events import ImageTaken, PageAnswered
+from propagation.events import Commanded, CommandRefused, ImageTaken, PageAnswered
 from sync.board import Board
 from sync.monitor import Monitor
 from sync.store import Store
@@ -205,3 +205,62 @@ def test_names_that_the_server_does_not_tell_are_numbers(begun, monkeypatch):
         (annotator,) = life.board.edition.document["annotators"]
         assert annotator["name"] == f"account {annotator['annotator']}"
     assert life.error is None
+
+
+def accepted_cluster(office):
+    campaign = pipeline.open_campaign(office.store, office.settings)
+    key = next(key for key, state in campaign.states().items() if state == "accepted")
+    return campaign.cluster(*key)
+
+
+def held(office):
+    """The regions that the campaign has written."""
+    tasks = office.gateway.tasks(office.project, ["annotations", "result"])
+    return sum(len(made["result"]) for task in tasks for made in task["annotations"])
+
+
+def test_a_running_daemon_obeys_and_says_what_it_does_not(begun):
+    begun.finished()
+    before = held(begun)
+    with running(begun) as life:
+        waited_for(lambda: life.steps)
+        name = accepted_cluster(begun)
+        wanted = pipeline.to_undo(begun.store, begun.settings, [name], None)
+        wanted += pipeline.to_undo(begun.store, begun.settings, [name], None)
+        done = service.command(begun.settings, begun.store, begun.gateway, wanted)
+        assert [type(event) for event in done] == [Commanded, CommandRefused]
+        assert [event.source for event in done] == [event.source for event in wanted]
+        assert "undone already" in done[1].why
+        waited_for(lambda: held(begun) < before)
+        waited_for(lambda: not begun.store.hints())
+    assert life.error is None
+
+
+def test_without_a_daemon_commands_are_obeyed_and_written_at_once(begun):
+    begun.finished()
+    before, name = held(begun), accepted_cluster(begun)
+    (done,) = service.command(
+        begun.settings,
+        begun.store,
+        begun.gateway,
+        pipeline.to_undo(begun.store, begun.settings, [name], None),
+    )
+    assert (type(done), done.target) == (Commanded, name)
+    assert held(begun) < before
+    with running(begun) as life:  # which finds the command in the inbox
+        waited_for(lambda: not begun.store.hints())
+    assert life.error is None
+    assert sum(isinstance(event, Commanded) for event in begun.store.events()) == 1
+
+
+def test_what_a_busy_daemon_has_not_obeyed_yet_waits_for_it(begun):
+    begun.finished()
+    wanted = pipeline.to_undo(begun.store, begun.settings, [accepted_cluster(begun)], None)
+    busy = Store(begun.settings.store_url)
+    assert busy.lock().acquire()
+    try:
+        assert service.command(begun.settings, begun.store, begun.gateway, wanted, patience=0.1) == []
+    finally:
+        busy.close()
+    with running(begun):
+        waited_for(lambda: any(isinstance(event, Commanded) for event in begun.store.events()))

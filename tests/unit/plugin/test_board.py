@@ -8,12 +8,14 @@ import zlib
 from html.parser import HTMLParser
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+from xml.etree import ElementTree
 
 import pytest
 
 from plugin.board import render
+from plugin.board.advice import advice
 from plugin.board.charts import Line, lines, short, stacked
-from plugin.label_studio.views import task_url, view_url
+from plugin.label_studio.views import Where, task_url, view_url
 
 HOSTILE = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
 
@@ -29,19 +31,23 @@ def document(**changed: Any) -> dict[str, Any]:
     annotator = {
         "annotator": 3, "name": HOSTILE, "link": link, "pages": 6, "questions": 120, "seconds_a_question": 1.9,
         "hours": 0.06, "marked": 0.25, "latest": "2026-11-02T10:00:00Z", "missed": None, "false_alarms": None,
-        "agreement": None,
+        "agreement": None, "asked_again": {}, "suspected": False,
     }  # fmt: skip
+    team = {**annotator, "gold_share": 0.1}
     point = {"at": "2026-11-02T08:00:00Z", "questions": 0, "hours": 0.0, "accepted": 0}
     now = {"at": "2026-11-02T10:00:00Z", "questions": 120, "hours": 0.06, "accepted": 500}
     end = {"at": "2026-11-02T10:00:00Z", "questions": 400, "hours": 0.2, "accepted": 820}
-    cluster = {"cluster": f"{HOSTILE}/7", "masks": 40, "asked": 15, "yes": 14, "task": 5, "link": link}
+    cluster = {"cluster": f"{HOSTILE}/7", "masks": 40, "asked": 15, "yes": 14, "task": 5,
+               "links": {"card": link, "page": link}}  # fmt: skip
     state = {"state": "accepted", "clusters": 3, "masks": 90, "by_size": [2, 1], "largest": [cluster]}
     made = {
         "campaign": "c0ffee", "strategy": "calibrated", "claim": "promise", "statement": HOSTILE, "target": 0.85,
         "scope": "campaign", "at": now["at"], "begun": point["at"], "title": HOSTILE,
         "masks": {"found": 990, "outdone": 10, "accepted": 500, "rejected": 90, "open": 400, "written": 450,
                   "wanted": 800, "estimate": 0.9, "bound": 0.85},
-        "questions": {"answered": 120, "asked": 140, "budget": 400, "pages_waiting": 1},
+        "questions": {"answered": 120, "asked": 140, "budget": 400, "pages_waiting": 1, "waiting": 20,
+                      "latest": "2026-11-02T10:00:00Z"},
+        "leftover": None, "measured": True, "assumed": {"miss": 0.0, "false_alarm": 0.0},
         "work": {"seconds_a_question": 1.9, "measured": True, "hours": 0.06, "drawing_seconds": 80.0,
                  "drawing_hours": 11.1, "times_faster": 185.0, "hour_cost": 30.0, "currency": HOSTILE[:8],
                  "cost": 1.8, "drawing_cost": 333.0},
@@ -49,9 +55,10 @@ def document(**changed: Any) -> dict[str, Any]:
         "forecast": {"basis": "evidence", "points": [now, end], "end": end,
                      "wanted": {"questions": 390, "hours": 0.19}},
         "clusters": {"sizes": [[10, 29], [30, 99]], "states": [state]},
-        "categories": [row], "annotators": [annotator], "gold": None, "shown": [],
+        "categories": [row], "others": None, "annotators": [annotator], "team": team,
         "links": {"source": link, "verify": link, "annotated": link, "answered": link, "waiting": link,
-                  "states": {"accepted": link}, "categories": {HOSTILE: link}},
+                  "answer": link, "board": link, "rejected": link, "open": link, "states": {"accepted": link},
+                  "categories": {HOSTILE: {"accepted": link, "rejected": link, "open": link, "questions": link}}},
     }  # fmt: skip
     return {**made, **changed}
 
@@ -110,7 +117,7 @@ def test_ids_are_told_apart() -> None:
 
 def test_each_figure_leads_to_label_studio() -> None:
     page = render.file(document())
-    for figure in ("500", "120", "450 written", "1 page waits", "820"):
+    for figure in ("500", "120", "450 written", "1 page waits", "8.4 min", "90", "400", "15"):
         assert f'data">{figure}</a>' in page
 
 
@@ -126,18 +133,58 @@ def test_words_follow_the_claim() -> None:
     assert "of a single one there is an estimate" in render.file(document())
     assert "forecast, not a promise" in render.file(document())
     nothing = {"basis": None, "points": [], "end": None, "wanted": None}
-    assert "until there are enough answers" in render.file(document(forecast=nothing))
+    assert "at most, for the 280 questions left" in render.file(document(forecast=nothing))
     none_out = {**document()["questions"], "pages_waiting": 0}
-    assert "nothing is left to ask" in render.file(document(forecast=nothing, questions=none_out))
+    assert "no page waits" in render.file(document(forecast=nothing, questions=none_out))
 
 
-def test_gold_and_agreement_have_columns_where_they_are_known() -> None:
-    assert "wrong ones missed" not in render.file(document())
-    row = {**document()["annotators"][0], "missed": 0.031, "agreement": None}
-    page = render.file(document(annotators=[row], shown=["missed"]))
-    assert "wrong ones missed" in page
-    assert "3.1%" in page
-    assert "agreement" not in page
+def test_annotators_errors_are_told_with_what_they_rest_on_or_why_they_are_not() -> None:
+    row = {
+        **document()["annotators"][0],
+        "missed": {"share": 0.1, "low": 0.012, "high": 0.317, "of": 20},
+        "agreement": {"share": 0.95, "of": 40},
+        "asked_again": {"too fast": 2, "missed gold": 1},
+        "suspected": True,
+    }
+    text = " ".join(" ".join(elements(render.file(document(annotators=[row]))).text).split())
+    assert "10.0% 1.2% – 31.7% of 20 wrong no gold yet 3 2 too fast 1 missed gold 95.0% of 40 questions" in text
+    assert "asked again now" in text
+    assert "no overlap yet" in text
+    assert "no gold yet" not in render.file(document(team={**document()["team"], "gold_share": 0.0}))
+
+
+def test_categories_beyond_the_largest_share_a_row() -> None:
+    names = ("masks", "outdone", "questions", "accepted", "rejected", "open")
+    others = {"categories": 1950, **dict.fromkeys(names, 7)}
+    assert "1,950 smaller ones" in render.file(document(others=others))
+    assert "smaller ones" not in render.file(document())
+
+
+def whats(**changed: Any) -> list[str]:
+    return [one.what for one in advice(document(**changed))]
+
+
+def test_what_to_do_follows_from_where_it_stands() -> None:
+    given = document()
+    assert whats() == ["Have 1 page answered"]
+    wanted = {**given["masks"], "wanted": 900}
+    assert whats(masks=wanted) == ["Have 1 page answered", "Plan for 80 more masks"]
+    assert whats(masks={**wanted, "accepted": 900}) == ["Have 1 page answered", "Stop, if you like"]
+    over = {
+        "questions": {**given["questions"], "pages_waiting": 0, "waiting": 0},
+        "forecast": {"basis": None, "points": [], "end": None, "wanted": None},
+        "leftover": "The budget is spent",
+    }
+    told = ["Look at the 400 masks that are left", "Plan for 300 more masks", "Check the quality"]
+    assert whats(**over) == told
+    undone = {**given["clusters"]["states"][0], "state": "undone", "clusters": 2}
+    links = {**given["links"], "states": {"undone": "there"}}
+    suspected = {**given["annotators"][0], "name": "Ada", "suspected": True}
+    clusters = {**given["clusters"], "states": [undone]}
+    changed = advice(document(annotators=[suspected], clusters=clusters, links=links))
+    assert [one.what for one in changed] == ["Talk to Ada", "Have 1 page answered", "Decide on 2 undone clusters"]
+    assert changed[2].where == "there"
+    assert "The budget is spent" in render.file(document(**over))
 
 
 def test_an_empty_campaign_has_a_page() -> None:
@@ -148,6 +195,7 @@ def test_an_empty_campaign_has_a_page() -> None:
         document(
             history=[point], forecast=nothing, work=work, annotators=[], categories=[], begun=None, target=None,
             clusters={"sizes": [], "states": []},
+            masks=dict.fromkeys(document()["masks"]) | dict.fromkeys(("found", "accepted", "written"), 0),
         )
     )  # fmt: skip
     assert "Nobody has answered yet" in page
@@ -173,12 +221,27 @@ def test_numbers_on_axes_are_short(value: float, shown: str) -> None:
 
 
 def test_a_view_is_held_by_its_address() -> None:
-    url = view_url("https://labels.example.com/sub", 7, "waiting ☃", "total_annotations", "equal", "Number", 0)
+    none, first = Where("total_annotations", "equal", "Number", 0), Where("inner_id", "less", "Number", 9)
+    url = view_url("https://labels.example.com/sub", 7, "waiting ☃", none, first)
     packed = parse_qs(urlsplit(url).query)["tab"][0]
     assert url.startswith("https://labels.example.com/sub/projects/7/data?tab=")
     assert not packed[0].isdigit()  # else it would be taken for the number of a stored tab
     view = json.loads(zlib.decompress(base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))))
     assert view["title"] == "waiting ☃"
-    (item,) = view["filters"]["items"]
+    item, other = view["filters"]["items"]
+    assert (view["filters"]["conjunction"], other["filter"]) == ("and", "filter:tasks:inner_id")
     assert item == {"filter": "filter:tasks:total_annotations", "operator": "equal", "type": "Number", "value": 0}
     assert task_url("http://here", 3, 9) == "http://here/projects/3/data?task=9"
+
+
+def test_the_picture_is_whole_by_itself_and_in_words() -> None:
+    shown = document()
+    picture = ElementTree.fromstring(render.picture(shown))
+    said = " ".join("".join(text.itertext()) for text in picture.iter("{http://www.w3.org/2000/svg}text"))
+    for figure in ("500 of 990 masks accepted", "120 questions answered", "some 820 masks expected after"):
+        assert figure in said
+        assert figure in render.in_words(shown)
+    assert not [one for one in picture.iter() if one.tag.endswith("script")]
+    nothing = {"basis": None, "points": [], "end": None, "wanted": None}
+    assert "expected" not in render.picture(document(forecast=nothing))
+    assert "expected" not in render.in_words(document(forecast=nothing))

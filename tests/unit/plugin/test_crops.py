@@ -8,7 +8,16 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from plugin.crops import BEYOND_IMAGE, GAP, SIDE, draw_crop, render_crop, render_strip
+from plugin.crops import (
+    BEYOND_IMAGE,
+    GAP,
+    SIDE,
+    contact_sheet,
+    draw_crop,
+    render_crops,
+    render_strip,
+    unreadable_crop,
+)
 from propagation.errors import ImageError, MaskError
 from propagation.rle import Rle
 
@@ -24,11 +33,11 @@ def disc(size: int, x: float, y: float, radius: float) -> NDArray[np.bool_]:
 
 def crop(mask: NDArray[np.bool_], value: int = 200, side: int = SIDE) -> NDArray[np.int32]:
     """The outlined crop's pixels (side, side, 3) RGB, of an image of one grey value."""
-    return read(render_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side))[:, :side]
+    return read(whole(mask, value, side))[:, :side]
 
 
-def whole(mask: NDArray[np.bool_], side: int = SIDE) -> bytes:
-    return render_crop(np.full((*mask.shape, 3), 200, np.uint8), encode(mask), side)
+def whole(mask: NDArray[np.bool_], value: int = 200, side: int = SIDE) -> bytes:
+    return render_crops([draw_crop(np.full((*mask.shape, 3), value, np.uint8), encode(mask), side)])
 
 
 def read(jpeg: bytes) -> NDArray[np.int32]:
@@ -125,19 +134,46 @@ def test_a_crop_has_the_side_asked_for_and_twenty_are_a_light_page() -> None:
     assert read(whole(disc(100, 50, 50, 10), side=96)).shape == (96, 192, 3)
     noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
     photo = cv2.GaussianBlur(noise, (0, 0), 2).astype(np.uint8)
-    assert len(render_crop(photo, encode(disc(400, 200, 200, 20)))) < 20_000
+    assert len(render_crops([draw_crop(photo, encode(disc(400, 200, 200, 20)))])) < 20_000
 
 
 def test_beside_the_crop_is_the_same_without_the_outline() -> None:
     pixels = np.full((100, 100, 3), 200, np.uint8)
     pixels[40:60, 40:60] = 90
-    both = read(render_crop(pixels, encode(disc(100, 50, 50, 12))))
+    both = read(render_crops([draw_crop(pixels, encode(disc(100, 50, 50, 12)))]))
     outlined, plain = both[:, :SIDE], both[:, SIDE:]
     assert yellow(outlined).any()
     assert not yellow(plain).any()
     away = cv2.dilate(yellow(outlined).astype(np.uint8), np.ones((15, 15), np.uint8)) == 0
     assert abs(outlined - plain)[away].max() < 40
     assert abs(outlined - plain)[away].mean() < 1
+
+
+def test_all_crops_of_a_page_are_one_picture_in_their_order() -> None:
+    pixels = np.full((100, 100, 3), 90, np.uint8)
+    masks = [disc(100, 50, 50, 12), disc(100, 20, 70, 5)]
+    alone = [read(render_crops([draw_crop(pixels, encode(mask), 64)])) for mask in masks]
+    page = read(render_crops([draw_crop(pixels, encode(mask), 64) for mask in masks]))
+    assert page.shape == (64, 4 * 64, 3)
+    assert abs(page - np.hstack(alone)).mean() < 1
+
+
+def test_a_contact_sheet_shows_outlined_crops_in_rows_that_are_filled_up_with_white() -> None:
+    drawn = draw_crop(np.full((100, 100, 3), 90, np.uint8), encode(disc(100, 50, 50, 12)), 64)
+    sheet = read(contact_sheet([drawn] * 5, columns=3))
+    assert sheet.shape == (2 * 64, 3 * 64, 3)
+    assert abs(sheet[:64, 64:128] - read(render_crops([drawn]))[:, :64]).mean() < 1
+    assert (sheet[64:, 130:] > 240).all()
+    assert read(contact_sheet([drawn] * 2)).shape == (64, 2 * 64, 3)
+
+
+def test_a_crop_of_no_image_says_so_in_words_of_its_size() -> None:
+    for side in (64, SIDE, 384):
+        outlined, plain = unreadable_crop(side)
+        assert outlined.shape == plain.shape == (side, side, 3)
+        words = (outlined > 200).all(axis=2)
+        assert words.any(axis=1).mean() > 0.15
+        assert not words[:, -2:].any()
 
 
 def test_a_strip_holds_its_crops_beside_each_other() -> None:
@@ -153,7 +189,7 @@ def test_a_strip_holds_its_crops_beside_each_other() -> None:
 def test_colours_are_kept() -> None:
     pixels = np.zeros((60, 60, 3), np.uint8)
     pixels[:] = (200, 40, 90)
-    shown = read(render_crop(pixels, encode(disc(60, 30, 30, 5))))
+    shown = read(render_crops([draw_crop(pixels, encode(disc(60, 30, 30, 5)))]))
     assert shown[5, 5].tolist() == pytest.approx([200, 40, 90], abs=6)
 
 
@@ -164,13 +200,13 @@ def test_an_empty_mask_is_refused() -> None:
 
 def test_a_mask_of_another_image_is_refused() -> None:
     with pytest.raises(MaskError, match=r"\(30, 30\).*\(30, 40\)"):
-        render_crop(np.zeros((30, 40, 3), np.uint8), encode(np.ones((30, 30), bool)))
+        draw_crop(np.zeros((30, 40, 3), np.uint8), encode(np.ones((30, 30), bool)))
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((30, 30), np.uint8), np.zeros((30, 30, 3), np.float32)])
 def test_other_pixels_are_refused(pixels: NDArray[np.uint8]) -> None:
     with pytest.raises(ImageError, match="RGB"):
-        render_crop(pixels, encode(np.ones((30, 30), bool)))
+        draw_crop(pixels, encode(np.ones((30, 30), bool)))
 
 
 @pytest.mark.parametrize("shape", [(2, 3_000_000), (3_000_000, 2), (1, 3_000_000)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_a_page_asks_its_masks_in_order_with_a_key_each() -> None:
     json.dumps(data)
 
 
+@pytest.mark.parametrize("count", [1, 7, 20])
+def test_each_crop_has_two_squares_of_the_pages_picture(count: int) -> None:
+    """Percent of an object-position: 0 shows the first of 2 * count squares, 100 the last."""
+    styles = [Images(crop["html"]).tags[0][1]["style"] or "" for crop in page(IDS[:count])["crops"]]
+    shown = [re.fullmatch(r"--outlined:([\d.]+)%;--plain:([\d.]+)%", style) for style in styles]
+    places = [float(share) / 100 * (2 * count - 1) for found in shown if found for share in found.groups()]
+    assert places == pytest.approx(range(2 * count), abs=1e-3)
+
+
 def test_no_two_crops_share_a_key() -> None:
     assert len(set(KEYS)) == len(KEYS) == 20
 
@@ -122,7 +132,8 @@ def test_a_long_name_is_cut_where_it_is_told() -> None:
 def test_any_address_of_a_crop_stays_in_its_attribute(url: str) -> None:
     html = page_task("p1", "zero", [Question(IDS[0], url)])["data"]["crops"][0]["html"]
     (image, key) = Images(html).tags
-    assert image == ("img", {"src": url, "alt": ""})
+    assert (image[0], image[1]["src"]) == ("img", url)
+    assert set(image[1]) == {"src", "style", "alt"}
     assert key == ("kbd", {})
 
 

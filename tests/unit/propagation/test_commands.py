@@ -15,6 +15,7 @@ from propagation.events import (
     CertificateOpened,
     Certified,
     Commanded,
+    CommandRefused,
     Decided,
     PageAnswered,
     from_record,
@@ -356,7 +357,7 @@ def test_a_page_whose_masks_stand_by_themselves_is_undone(paper):
     play.say("undo", name)
     assert not play.campaign.accepted()[reasons == name].any()
     assert play.campaign.accepted()[reasons.astype(bool) & (reasons != name)].all()
-    assert "nothing is written by such a decision" in play.refused("undo", name)
+    assert "nor is anything written by a decision of that name" in play.refused("undo", name)
     play.check()
 
 
@@ -567,3 +568,106 @@ def test_settings_of_before_commands_still_replay(paper):
     play.to_end()
     assert replace(play.campaign.strategy) == play.campaign.strategy
     play.check()
+
+
+# what is said last
+
+
+def test_a_wish_for_more_is_taken_back_before_any_decision_is(paper):
+    play = paper()
+    play.to_end()
+    key = play.accepted()
+    before = facts(play.campaign)
+    play.say("ask", play.name(key))
+    play.say("undo", play.name(key))
+    assert facts(play.campaign) == before
+    assert play.ask() == []
+    play.say("ask", play.name(key))
+    pages = play.ask()
+    assert len(pages) == 2
+    for page in pages:
+        assert "wait for the answers" in play.refused("undo", play.name(key))
+        play.answer(page)
+    play.decide()
+    reach = play.campaign.search.reach(*key)
+    play.say("undo", play.name(key))
+    assert not play.campaign.accepted()[reach].any()
+    play.check()
+
+
+def test_a_wish_for_more_of_the_calibrated_strategy_is_taken_back(calibrated):
+    play = calibrated()
+    play.until(CertificateOpened)
+    for page in list(play.campaign.waiting_pages):
+        play.answer(page)
+    play.decide()
+    key = max((k for k, s in play.campaign.states().items() if s in ("proposed", "accepted")), key=lambda k: k[1])
+    calm = calibrated()
+    for event in play.log:
+        calm.take(event)
+    play.say("ask", play.name(key))
+    play.say("undo", play.name(key))
+    assert [page.issued for page in play.ask()] == [page.issued for page in calm.ask()]
+    play.check()
+
+
+def test_a_split_cluster_is_asked_no_more(paper):
+    play = paper()
+    root = play.campaign.trees[0].root
+    pages = play.ask()
+    play.say("ask", f"cell/{root}")
+    for page in pages:
+        play.answer(page)
+    play.decide()
+    assert play.campaign.state[0, root] == "split"
+    assert play.campaign.commands.more == set()
+    play.say("undo", f"cell/{root}")
+    assert play.campaign.states()[0, root] == "undone"
+    play.check()
+
+
+def test_a_refusal_is_in_the_log_and_changes_nothing(decided):
+    key = decided.accepted()
+    before = facts(decided.campaign)
+    said = Commanded("nowhere/1", "undo", "user 3", "now", "here/first")
+    refused = decided.take(decided.campaign.commands.judged(said))
+    assert isinstance(refused, CommandRefused)
+    assert (refused.target, refused.source) == (said.target, said.source)
+    assert said.source in decided.campaign.commands.sources
+    again = replace(said, target=f"cluster/{decided.name(key)}", command="accept", source="here/second")
+    decided.take(decided.campaign.commands.judged(again))
+    third = decided.take(decided.campaign.commands.judged(replace(again, source="here/third")))
+    assert isinstance(third, CommandRefused)
+    assert decided.campaign.commands.said[key] == third
+    decided.say("undo", decided.name(key))
+    assert facts(decided.campaign) == before
+    decided.check()
+
+
+def test_what_came_back_after_it_was_undone_is_undone_again(calibrated):
+    play = calibrated(budget=400)
+    play.until(Certified)
+    key = play.accepted()
+    reach = play.campaign.search.reach(*key)
+    play.say("undo", play.name(key))
+    while not play.campaign.accepted()[reach].any():
+        assert play.round()
+    assert play.campaign.commands.held[reach].any()
+    play.say("undo", play.name(key))
+    assert not play.campaign.accepted()[reach].any()
+    play.check()
+
+
+def test_all_decisions_can_be_undone_the_latest_first(decided):
+    clusters = [event.cluster for event in decided.log if isinstance(event, Decided)]
+    standing = [
+        name for name in dict.fromkeys(reversed(clusters)) if decided.campaign.find(name) in decided.campaign.state
+    ]
+    kept = {decided.name(key) for key, state in decided.campaign.state.items() if state != "proposed"}
+    for name in standing:
+        if name in kept:
+            decided.say("undo", name)
+    campaign = decided.campaign
+    assert not campaign.accepted()[campaign.verdict != YES].any()
+    assert not decided.round()
+    decided.check()

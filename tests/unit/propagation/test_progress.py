@@ -11,7 +11,15 @@ from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.events import Decided, GoldAnswered, PageAnswered, PageIssued, PagePosted
 from propagation.paper import PaperStrategy
-from propagation.progress import DRAWING_SECONDS, POINTS, QUESTION_SECONDS, History, Terms, progress
+from propagation.progress import (
+    DRAWING_SECONDS,
+    MOST_CATEGORIES,
+    POINTS,
+    QUESTION_SECONDS,
+    History,
+    Terms,
+    progress,
+)
 
 BEGIN = datetime(2026, 11, 2, 8, tzinfo=UTC)
 NOW = BEGIN + timedelta(days=3)
@@ -156,10 +164,60 @@ def test_annotators_stand_by_what_they_answered(small, play):
     assert (row["annotator"], row["pages"]) == (2, len(pages))
     assert row["questions"] == sum(len(page.rows) for page in pages)
     assert row["seconds_a_question"] == 2.0
-    assert (row["missed"], row["agreement"]) == (None, None)
-    assert document["gold"] is None
+    assert (row["missed"], row["agreement"], row["asked_again"]) == (None, None, {})
+    assert row["latest"] == document["questions"]["latest"]
+    assert document["team"]["missed"] is None
     watched.apply(GoldAnswered(10, 1, 20, 2))
-    assert progress(watched.history, Terms(), NOW)["gold"] == {"wrong": 10, "missed": 1, "right": 20, "marked": 2}
+    team = progress(watched.history, Terms(), NOW)["team"]
+    assert (team["missed"]["share"], team["missed"]["of"]) == (0.1, 10)
+    assert (team["false_alarms"]["share"], team["false_alarms"]["of"]) == (0.1, 20)
+    assert team["questions"] == row["questions"]
+
+
+def test_errors_are_told_of_each_annotator(small):
+    made, trees, _ = small
+    questions = tuple(made.ids[:4:2].tolist())
+    history = History(Campaign(made, trees, RULE))
+    taken = []
+
+    def answer(name, by, said_of_gold, overlap):
+        """The same two questions behind five wrong masks of gold."""
+        gold = tuple(f"{name}{place}" for place in range(5))
+        shown = gold, (False,) * 5, tuple(range(5))
+        issued = PageIssued(name, 1, "x", questions, ("x/38",), *shown, tolerated=0.25, overlap=overlap)
+        answered = PageAnswered(name, len(taken), "now", by, 14.0, (*(said_of_gold,) * 5, "yes", "yes"))
+        for event in (issued, PagePosted(name, len(taken)), answered):
+            taken.append(event)
+            at = BEGIN + timedelta(minutes=len(taken))
+            history.take(event, at)
+            history.campaign.apply(event)
+
+    answer("a", 7, "no", overlap=False)
+    answer("b", 9, "yes", overlap=True)  # found out by the gold
+    careful, careless = sorted(progress(history, Terms(), NOW)["annotators"], key=lambda row: row["annotator"])
+    assert (careful["missed"]["share"], careful["missed"]["of"]) == (0.0, 5)
+    assert careful["missed"]["high"] == pytest.approx(1 - 0.025 ** (1 / 5))
+    assert careful["false_alarms"] is None
+    assert (careful["suspected"], careful["asked_again"]) == (False, {})
+    assert careless["missed"]["share"] == 1.0
+    assert (careless["suspected"], careless["asked_again"]) == (True, {"missed gold": 1})
+    assert careful["agreement"] == careless["agreement"] == {"share": 1.0, "of": 2}
+    assert careful["seconds_a_question"] == careless["seconds_a_question"] == 2.0
+    assert careful["latest"] < careless["latest"]
+
+
+def test_of_many_categories_the_largest_have_rows_and_the_others_one(table, tree):
+    sizes = [1 + place % 7 for place in range(120)]
+    codes = np.repeat(np.arange(120), sizes)
+    made = table([0.9] * len(codes), codes, [f"c{place}" for place in range(120)])
+    trees = [tree(made, np.arange(len(codes)), place) for place in range(120)]
+    document = progress(History(Campaign(made, trees, RULE)), Terms(), NOW)
+    rows = document["categories"]
+    assert len(rows) == MOST_CATEGORIES
+    assert [row["masks"] for row in rows] == sorted(sizes, reverse=True)[:MOST_CATEGORIES]
+    assert document["others"]["categories"] == 120 - MOST_CATEGORIES
+    assert document["others"]["masks"] + sum(row["masks"] for row in rows) == len(codes)
+    assert document["others"]["open"] + sum(row["open"] for row in rows) == document["masks"]["open"]
 
 
 def test_the_forecast_rises_within_the_budget_and_is_about_what_comes(large, play):
@@ -224,7 +282,8 @@ def test_a_campaign_that_nobody_answered_has_a_document(small):
     document = progress(History(Campaign(made, trees, RULE)), Terms(), NOW)
     assert document["masks"]["accepted"] == document["questions"]["answered"] == 0
     assert document["work"]["times_faster"] is None
-    assert document["annotators"] == []
+    assert (document["annotators"], document["others"]) == ([], None)
+    assert document["team"]["questions"] == 0
     assert [one["state"] for one in document["clusters"]["states"]] == ["open"]
     none = progress(History(Campaign(made, [], CalibratedStrategy())), Terms(), NOW)
     assert none["clusters"] == {"sizes": [], "states": []}

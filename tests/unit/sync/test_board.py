@@ -128,21 +128,25 @@ def test_the_document_names_people_and_places(history):
     assert [row["name"] for row in document["annotators"]] == ["Ada Lovelace", "account 9"]
     assert document["title"] == "cells"
     assert set(document["links"]["categories"]) == {"x", "y"}
-    largest = {c["cluster"]: c["link"] for state in document["clusters"]["states"] for c in state["largest"]}
-    assert largest["x/38"] == "http://labels/projects/2/data?task=51"
-    assert largest["y/38"] == "http://labels/projects/2/data"
+    largest = {c["cluster"]: c["links"] for state in document["clusters"]["states"] for c in state["largest"]}
+    assert largest["x/38"] == {"card": "http://labels/projects/2/data?task=51", "page": largest["x/38"]["card"]}
+    assert largest["y/38"] == {"card": None, "page": None}
     assert json.loads(json.dumps(document)) == document
 
 
-def test_columns_of_gold_and_agreement_are_shown_where_any_row_has_them(history, monkeypatch):
+def test_figures_lead_to_cards_of_the_cluster_board_where_there_is_one(history, monkeypatch):
     answer(history, 0)
-    assert described(history, Terms(), PLACE, NOW)["shown"] == []
-    made = sync.board.progress
-
-    def with_gold(*args):
-        document = made(*args)
-        document["annotators"][0]["missed"] = 0.1
-        return document
-
-    monkeypatch.setattr(sync.board, "progress", with_gold)
-    assert described(history, Terms(), replace(PLACE, people={}), NOW)["shown"] == ["missed"]
+    links = described(history, Terms(), PLACE, NOW)["links"]
+    assert links["board"] is links["open"] is links["rejected"] is links["categories"]["x"]["open"] is None
+    with_board = replace(PLACE, board=5)
+    document = described(history, Terms(), with_board, NOW)
+    links = document["links"]
+    there = [links["open"], links["rejected"], *links["states"].values()]
+    there += [links["categories"]["x"][name] for name in ("open", "rejected")]
+    cards = [c["links"]["card"] for state in document["clusters"]["states"] for c in state["largest"]]
+    assert all(url.startswith("http://labels/projects/5/data?tab=") for url in [*there, *cards])
+    monkeypatch.setattr(sync.board, "MOST", 0)  # not all clusters have cards
+    largest = [
+        c for state in described(history, Terms(), with_board, NOW)["clusters"]["states"] for c in state["largest"]
+    ]
+    assert all(c["links"]["card"] == c["links"]["page"] for c in largest)

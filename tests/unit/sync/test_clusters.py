@@ -6,8 +6,10 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from plugin.label_studio.clusters import BOARD_SETTINGS, COMMANDS
+from plugin.label_studio.clusters import BOARD_SETTINGS, COMMANDS, tabs
+from plugin.label_studio.tabs import add_tabs
 from propagation.campaign import NO
+from propagation.errors import ServerError
 from propagation.events import Commanded
 from sync import clusters
 from sync.store import Hint
@@ -150,6 +152,16 @@ def test_no_more_cards_than_matter_are_made(finished, monkeypatch):
     assert len(cards(world)) == 2
 
 
+def test_the_board_keeps_its_tabs_though_every_card_is_replaced(world):
+    add_tabs(world.gateway, world.board, tabs())
+    daemon = world.daemon()
+    daemon.step()
+    before = {task["id"] for task in cards(world).values()}
+    world.run(daemon)
+    assert not before & {task["id"] for task in cards(world).values()}
+    assert list(world.gateway.tabs(world.board).values()) == tabs()
+
+
 def test_a_board_that_was_deleted_is_done_without(finished, caplog):
     world, daemon = finished
     del world.gateway._projects[world.board]
@@ -232,10 +244,106 @@ def test_what_cannot_be_obeyed_is_told_on_the_card(finished, caplog):
     daemon.step()
     said = cards(world)[name]["data"]["said"]
     if daemon.campaign.strategy.name == "calibrated":
-        assert "Not obeyed: split; the calibrated strategy proves sets of masks" in said
+        assert said.startswith(
+            "Not obeyed: Split, by user 7, 2026-01-01 00:00 UTC: the calibrated strategy proves"
+        )
         assert commands(world) == []
     else:
         assert commands(world) or "Not obeyed" in said
+
+
+def test_a_refused_command_is_not_obeyed_later(world, caplog):
+    daemon = world.daemon()
+    daemon.step()
+    name = next(iter(cards(world)))
+    say(world, name, "undo")
+    daemon.step()
+    assert "nothing to undo" in cards(world)[name]["data"]["said"]
+    world.run(daemon)
+    assert daemon.campaign.accepted().any()
+    assert commands(world) == []
+    assert caplog.text.count("was not obeyed") == 1
+    world.daemon().step()
+    assert commands(world) == []
+    assert "Not obeyed: Undo, by user 7" in cards(world)[name]["data"]["said"]
+
+
+def test_a_card_that_somebody_spoke_on_tells_what_became_of_the_cluster(world):
+    daemon = world.daemon()
+    daemon.step()
+    name = next(iter(cards(world)))
+    say(world, name, "undo")
+    world.run(daemon)
+    key, card = daemon.campaign.find(name), cards(world)[name]["data"]
+    assert card["state"] == daemon.campaign.states().get(key, clusters.ELSEWHERE)
+    assert card["asked"] == daemon.campaign.known(*key)[0]
+    assert card["tab"] != "open"
+
+
+def test_a_card_shows_what_a_later_command_on_a_larger_cluster_made_of_it(finished):
+    world, daemon = finished
+    name = largest(daemon)
+    root = daemon.campaign.cluster(0, daemon.campaign.trees[0].root)
+    if not masks(daemon, name) <= masks(daemon, root):
+        root = daemon.campaign.cluster(1, daemon.campaign.trees[1].root)
+    say(world, name, "accept")
+    daemon.step()
+    assert cards(world)[name]["data"]["state"] == "accepted by command"
+    daemon.store.notice(Hint("COMMANDS", None, commands=(said(root, "reject"),)))
+    daemon.step()
+    card = cards(world)[name]["data"]
+    assert (card["state"], card["tab"], card["accepted"]) == ("rejected by command", "rejected", 0)
+    daemon.store.notice(Hint("COMMANDS", None, commands=(said(root, "undo"),)))
+    daemon.step()
+    assert cards(world)[name]["data"]["state"] == "accepted by command"
+
+
+def test_a_card_names_who_spoke_last_and_when(finished, monkeypatch):
+    world, daemon = finished
+    monkeypatch.setattr(world.gateway, "people", lambda: {7: "Ada Lovelace"})
+    one, other = list(cards(world))[:2]
+    say(world, one, "reject")
+    say(world, other, "reject", by=8)
+    daemon.step()
+    assert cards(world)[one]["data"]["said"] == "Reject, by Ada Lovelace, 2026-01-01 00:00 UTC."
+    assert "by user 8" in cards(world)[other]["data"]["said"]
+
+    def away():
+        raise ServerError("nobody may ask")
+
+    monkeypatch.setattr(world.gateway, "people", away)
+    world.daemon().step()
+    assert "by user 7" in cards(world)[one]["data"]["said"]
+
+
+def test_of_two_managers_on_one_card_the_later_is_obeyed_and_each_may_take_back(finished):
+    world, daemon = finished
+    before, name = held(world), largest(daemon)
+    number = say(world, name, "reject", by=7)
+    other = say(world, name, "accept", by=8)
+    daemon.step()
+    assert cards(world)[name]["data"]["state"] == "accepted by command"
+    assert "user 8" in cards(world)[name]["data"]["said"]
+    world.gateway.delete(other, by=8)
+    daemon.step()
+    assert cards(world)[name]["data"]["state"] == "rejected by command"
+    assert not held(world) & masks(daemon, name)
+    world.gateway.delete(number, by=7)
+    daemon.step()
+    assert held(world) == before
+    check(scene(world, world.opened[-1]))
+
+
+def test_what_was_written_by_command_goes_with_its_predictions(world):
+    daemon = world.daemon()
+    daemon.step()
+    annotations, predictions = world.annotations(), world.predictions()
+    root = daemon.campaign.cluster(0, daemon.campaign.trees[0].root)
+    for command in ("accept", "undo"):
+        daemon.store.notice(Hint("COMMANDS", None, commands=(said(root, command),)))
+        daemon.step()
+        assert (world.predictions() == predictions) == (command == "undo")
+    assert world.annotations() == annotations
 
 
 def test_an_undone_cluster_is_taken_out_and_stays_out(finished):
@@ -321,7 +429,36 @@ def test_who_obeys_for_once_asks_nothing_and_leaves_the_inbox(world):
     assert len(commands(world)) == 1
 
 
-@pytest.mark.parametrize("call", ["delete_annotation", "update_annotation", "tasks"])
+def test_commands_in_the_inbox_are_obeyed_while_much_is_written(finished, monkeypatch):
+    world, daemon = finished
+    daemon.poll_every = 0.0
+    one, other = (daemon.campaign.cluster(place, tree.root) for place, tree in enumerate(daemon.campaign.trees))
+    update = world.gateway.update_annotation
+
+    def noticing(*args):
+        daemon.store.notice(Hint("COMMANDS", None, commands=(said(other, "reject"),)))
+        monkeypatch.setattr(world.gateway, "update_annotation", update)
+        return update(*args)
+
+    monkeypatch.setattr(world.gateway, "update_annotation", noticing)
+    daemon.store.notice(Hint("COMMANDS", None, commands=(said(one, "reject"),)))
+    assert daemon.step().commands == 2
+    daemon.step()
+    assert held(world) == set()
+
+
+def test_who_obeys_for_once_leaves_what_is_stuck_under_its_tab(make_world):
+    world = make_campaign(make_world, "paper", budget=16)
+    world.board = world.gateway.create_project("board", "<View/>", "", BOARD_SETTINGS).id
+    world.run(world.daemon())
+    tabs = {name: task["data"]["tab"] for name, task in cards(world).items()}
+    assert "stuck" in tabs.values()
+    world.close()
+    world.daemon().obey()
+    assert {name: task["data"]["tab"] for name, task in cards(world).items()} == tabs
+
+
+@pytest.mark.parametrize("call", ["delete_annotation", "delete_prediction", "update_annotation", "tasks"])
 def test_a_death_while_a_command_is_written_is_made_up_for(finished, monkeypatch, call):
     world, daemon = finished
     before = held(world)

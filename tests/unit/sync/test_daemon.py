@@ -1,5 +1,6 @@
 """The daemon on a server in memory: a whole campaign, cut off anywhere, and people who do as they please."""
 
+import re
 import threading
 from datetime import timedelta
 from itertools import pairwise
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from plugin.crops import SIDE, unreadable_crop
+from plugin.label_studio.images import decode
 from plugin.label_studio.regions import META, mask_of, rle_of
 from propagation.errors import Refused, StoreError, Unreachable
 from propagation.events import Decided, PageIssued
 from propagation.masks import build_table
-from sync.pages import UNREADABLE
 from sync.source import pool, push_predictions
 from sync.store import Hint
 from sync.writeback import write_back
@@ -131,7 +133,7 @@ def test_the_log_says_what_was_answered_and_how_long_it_took(world):
 @pytest.fixture
 def no_crops(monkeypatch):
     """Pages without pictures, which take most of a run's time."""
-    monkeypatch.setattr("sync.pages.render_crop", lambda pixels, rle: b"crop")
+    monkeypatch.setattr("sync.pages.draw_crop", lambda pixels, rle, side: unreadable_crop(8))
 
 
 def undisturbed(make_world):
@@ -213,14 +215,19 @@ def test_an_image_that_cannot_be_read_holds_up_nothing(world, caplog, content):
         else:
             world.gateway.files[location] = content
     there = set(world.table.ids[world.table.image == 1].tolist())
-    world.truth.update(dict.fromkeys(there, False))  # annotators do as the crop says
+    world.truth.update(dict.fromkeys(there, False))  # nobody says that it is right
     world.run(world.daemon())
     assert set(world.outcome()["accepted"]) == {mask for mask, good in world.truth.items() if good}
     assert str(broken) in caplog.text
     asked = {crop["alias"] for page in world.pages() for crop in page["data"]["crops"]}
     assert asked & there
-    crops = [content for name, content in world.gateway.files.items() if any(mask in name for mask in there)]
-    assert set(crops) == {UNREADABLE}
+    says_so = np.hstack(unreadable_crop())
+    for page in world.pages():
+        for place, crop in enumerate(page["data"]["crops"]):
+            (address,) = re.findall(r'src="([^"]+)"', crop["html"])
+            sheet = decode(address, world.gateway.files[address])
+            shown = sheet[:, 2 * SIDE * place : 2 * SIDE * (place + 1)].astype(int)
+            assert (abs(shown - says_so).mean() < 3) == (crop["alias"] in there)
 
 
 def test_a_server_that_is_away_from_the_first_is_told_at_once(world):

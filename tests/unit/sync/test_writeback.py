@@ -13,6 +13,7 @@ from propagation.campaign import Campaign
 from propagation.errors import Unreachable
 from propagation.events import (
     CampaignStarted,
+    Commanded,
     Decided,
     ImageTaken,
     MasksWritten,
@@ -31,7 +32,7 @@ from sync.writeback import model_version, write_back
 IMAGES = 6
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="label" toName="image"><Label value="x"/></PolygonLabels></View>"""
-CHANGING = {"import_predictions", "predictions_to_annotations", "update_annotation", "delete_annotation"}
+CHANGING = {"import_predictions", "predictions_to_annotations", "update_annotation"}
 
 
 class Few(Pace):
@@ -204,6 +205,33 @@ def test_each_region_tells_by_which_decision_it_stands(site):
         assert meta["cluster"] == cluster_name(site.tree, site.lower)
         assert meta["verified"] == (row == site.rows(0, site.lower)[3])
     assert {meta["decision"] for meta in told.values()} >= {f"cluster/{cluster_name(site.tree, site.lower)}"}
+    said = {region["meta"]["text"][0] for region in made["result"]}
+    assert said >= {
+        f"cluster {cluster_name(site.tree, site.lower)} · accepted by its answers · nothing else is claimed"
+    }
+
+
+def test_a_mask_judged_right_or_accepted_by_command_has_a_cluster_and_no_share(site):
+    site.accept(site.lower)
+    upper, lower = (cluster_name(site.tree, node) for node in (site.upper, site.lower))
+    site.campaign.evidence[lower] = 10, 9
+    judged = site.rows(0, site.upper)[0]
+    site.judge(judged, "yes")
+    site.write()
+    metas = {r["meta"][META]["mask"]: r["meta"] for r in site.annotations(0)[0]["result"]}
+    one = metas[site.table.ids[judged]]
+    assert one[META]["cluster"] == upper
+    assert one[META]["decision"].startswith("page/")
+    assert one[META]["estimate"] is None
+    assert "judged right on a page" in one["text"][0]
+    assert {m[META]["estimate"] for m in metas.values() if m is not one} == {0.9}
+    site.campaign.apply(Commanded(upper, "accept", "user 1", "2026-01-01T00:00:00Z", "board/1/x"))
+    site.write()
+    metas = {r["meta"][META]["mask"]: r["meta"] for r in site.annotations(1)[0]["result"]}
+    commanded = [meta for meta in metas.values() if meta[META]["decision"].startswith("command/")]
+    assert commanded
+    assert {(m[META]["cluster"], m[META]["estimate"]) for m in commanded} == {(upper, None)}
+    assert commanded[0]["text"] == [f"cluster {upper} · accepted by command · nothing else is claimed"]
 
 
 def test_nothing_is_asked_of_the_server_where_nothing_is_due(site):
@@ -438,6 +466,74 @@ def test_an_annotation_of_ours_that_a_person_edited_is_left_alone(site):
     assert site.taken() == {site.tasks[1].image}
 
 
+def test_an_image_whose_masks_are_all_taken_back_is_as_it_was_before(site):
+    other = {"task": site.tasks[0].task, "model_version": "other", "result": drawn()}
+    site.gateway.import_predictions(site.project, [other])
+    before = site.predictions(0)
+    site.accept(site.lower)
+    site.write()
+    assert len(site.predictions(0)) == 2
+    for row in site.rows(0, site.lower):
+        site.judge(row, "no")
+    site.write()
+    assert (site.annotations(0), site.predictions(0)) == ([], before)
+    assert len(site.predictions(1)) == 1
+
+
+def test_a_prediction_that_a_skip_names_stays(site):
+    site.accept(site.lower)
+    site.write()
+    (made,) = site.annotations(0)
+    task = site.gateway._tasks[site.tasks[0].task]
+    site.gateway._annotate(task, [], 2, parent=made["parent_prediction"], cancelled=True)
+    (skip,) = [one for one in site.annotations(0) if one["was_cancelled"]]
+    for row in site.rows(0, site.lower):
+        site.judge(row, "no")
+    site.write()
+    assert site.annotations(0) == [skip]
+    assert len(site.predictions(0)) == 1
+    assert site.taken() == set()
+
+
+@pytest.mark.parametrize("call", ["delete_annotation", "delete_prediction", "tasks"])
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("forgets", [False, True])
+def test_what_was_cut_off_while_it_was_taken_back_is_made_up_for(site, call, when, forgets):
+    site.accept(site.lower)
+    site.write()
+    for image in (0, 1):
+        for row in site.rows(image, site.lower):
+            site.judge(row, "no")
+    with pytest.raises(Unreachable):
+        site.write(Interrupted(site.gateway, call, **{when: failing}))
+    if forgets:
+        site.replayed()
+    site.write()
+    assert site.taken() == set()
+    for image in range(IMAGES):
+        assert len(site.annotations(image)) == len(site.predictions(image)) == (image > 1)
+    assert site.write() == []
+
+
+@pytest.mark.parametrize("taken_back", [False, True])
+def test_what_a_person_has_begun_to_change_is_theirs(site, taken_back):
+    site.accept(site.lower)
+    site.write()
+    (made,) = site.annotations(1)
+    (begun, beside) = (site.tasks[number].task for number in (1, 2))
+    site.gateway.draft(begun, made["id"])
+    site.gateway.draft(beside)
+    if taken_back:
+        for row in site.rows(1, site.lower):
+            site.judge(row, "no")
+    site.accept(site.upper)
+    site.write()
+    assert site.annotations(1) == [made]
+    assert site.gateway.drafts(begun) == {made["id"]}
+    assert site.taken() == {site.tasks[1].image}
+    assert site.written(2) == site.masks(2)
+
+
 def test_an_annotation_of_ours_that_a_person_deleted_is_made_again(site):
     site.accept(site.lower)
     site.write()
@@ -477,7 +573,7 @@ def failing(*args):
     raise Unreachable("the answer was lost")
 
 
-@pytest.mark.parametrize("call", ["unannotated", *sorted(CHANGING - {"delete_annotation"}), "settled", "tasks"])
+@pytest.mark.parametrize("call", ["unannotated", *sorted(CHANGING), "settled", "tasks"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("forgets", [False, True])
 def test_what_was_cut_off_is_found_again(site, call, when, forgets):
