@@ -365,7 +365,7 @@ def _fit(
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         rates.step()
-        told(step, float(loss))
+        told(step, float(loss.detach()))
         late = training.seconds is not None and time.monotonic() - began > training.seconds
         if step % training.every == 0 or step == training.steps or late:
             now = _judged(network, judged)
