@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ls_propagate import logs, pipeline, recovery, service
 from ls_propagate.doctor.examine import examine
+from ls_propagate.models import load_segmenter
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
 from ls_propagate.settings import STRATEGIES, Settings, load_settings, secrets_outside
 from ls_propagate.simulation import ablation as run_ablation
@@ -228,7 +229,7 @@ def backend(config: Config = None) -> None:
     settings = _settings(config)
     password = settings.backend_password.get_secret_value() if settings.backend_password else None
     web.check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
-    segmenter, version = pipeline.load_segmenter(settings)
+    segmenter, version = load_segmenter(settings)
     with pipeline.open_gateway(settings) as gateway:
 
         def read(location: str) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ls_propagate.models import load_segmenter
 from ls_propagate.settings import PrecomputedSettings, Settings
 from ml_backend.detect import detect as detect_masks
 from ml_backend.gold import make_gold
@@ -206,30 +207,6 @@ def place_of(store: Store, settings: Settings) -> Place:
     known = connection_of(store)
     people = {int(number): name for number, name in (store.fact("people") or {}).items()}
     return Place(known.server, known.project, known.title, known.pages, settings.labels, people, known.board)
-
-
-def load_segmenter(settings: Settings) -> tuple[Segmenter, str]:
-    """The segmenter that the settings name, and its version. Raises SettingsError when they name none."""
-    chosen = settings.segmenter
-    if chosen is None:
-        raise SettingsError(
-            'no segmenter is set; add [segmenter] with name = "precomputed" or "watershed" to the settings'
-        )
-    for name, path in chosen:
-        if isinstance(path, Path) and not path.exists():
-            raise SettingsError(f"setting segmenter.{name}: there is no {path}; correct it")
-    if isinstance(chosen, PrecomputedSettings):
-        precomputed = Precomputed(chosen.predictions, chosen.images, chosen.features)
-        return precomputed, f"precomputed-{_fingerprint(chosen.predictions)}"
-    from ml_backend.segmenters.seed_set import read_seed_set
-    from ml_backend.segmenters.watershed import train
-
-    return train(read_seed_set(chosen.seed)), f"watershed-{_fingerprint(chosen.seed / 'ground_truth.json')}"
-
-
-def _fingerprint(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
 
 def labeling_of(gateway: Gateway, connection: Connection, settings: Settings, categories: Any) -> Labeling:
