@@ -1,8 +1,9 @@
 """What segmenters make of one seed set: right masks in a pool whose truth is known, beside a model made elsewhere.
 
-``python -m benchmarks.segmenters [--json OUT] [--nuclei FOLDER] [--seeds 1] [--threads N]``. Each segmenter is trained
-on ``FOLDER``/seed alone and segments ``FOLDER``/pool; right is an IoU above 0.75 with an object of its category. The
-masks of ``predictions.json`` are those of a U-Net of two million parameters, trained on the same images.
+``python -m benchmarks.segmenters [--json OUT] [--nuclei FOLDER] [--seeds 1] [--threads N]``. Each segmenter is
+trained on ``FOLDER``/seed alone and segments ``FOLDER``/pool; right is an IoU above 0.75 with an object of its
+category. The masks of ``predictions.json`` are those of a U-Net of two million parameters, trained on the same
+images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from rich.table import Table
 from benchmarks.worlds import NUCLEI, nuclei
 from ls_propagate.demo.dataset import Dataset, read_dataset
 from ml_backend import detect
-from ml_backend.segmenters import unet, watershed
+from ml_backend.segmenters import unet_training, watershed
 from ml_backend.segmenters.base import Segmenter
-from ml_backend.segmenters.seed_set import read_seed_set
+from ml_backend.segmenters.seed_set import Partly, SeedSet, read_seed_set
+from ml_backend.segmenters.unet import UNet
+from ml_backend.segmenters.unet_training import Held, Training
 from plugin.label_studio.images import decode
 from propagation.masks import MaskTable
 from propagation.quality import RIGHT_IOU, truth_iou
@@ -61,6 +64,15 @@ def row(name: str, table: MaskTable, iou: NDArray[np.float32], **more: Any) -> d
     }
 
 
+def trained(
+    seed: SeedSet, training: Training, console: Console, name: str, partly: Sequence[Partly] = ()
+) -> tuple[UNet, Held]:
+    """A network trained with a progress bar, and what it came to on the images held out."""
+    with Progress(console=console) as progress:
+        bar = progress.add_task(name, total=training.steps)
+        return unet_training.train(seed, training, lambda step, _: progress.update(bar, completed=step), partly)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path)
@@ -80,27 +92,33 @@ def main() -> None:
         trained = time.monotonic()
         masks = found(made, dataset)
         now = time.monotonic()
-        seconds = {"training_s": round(trained - began, 1), "images_per_s": len(dataset.pool.images) / (now - trained)}
+        seconds = {
+            "training_s": round(trained - began, 1),
+            "images_per_s": len(dataset.pool.images) / (now - trained),
+        }
         rows.append(row(name, *masks, **seconds, **more))
 
     tell(lambda: ("watershed", watershed.train(seed), {}))
     for number in range(given.seeds):
-        training = unet.Training(seed=number)
+        training = Training(seed=number)
 
-        def trained(training: unet.Training = training) -> tuple[str, Segmenter, dict[str, Any]]:
-            with Progress(console=console) as progress:
-                bar = progress.add_task(f"unet, seed {training.seed}", total=training.steps)
-                model, held = unet.train(seed, training, lambda step, _: progress.update(bar, completed=step))
+        def one(training: Training = training) -> tuple[str, Segmenter, dict[str, Any]]:
+            model, held = trained(seed, training, console, f"unet, seed {training.seed}")
             return f"unet, seed {training.seed}", model, {"held_out": vars(held)}
 
-        tell(trained)
+        tell(one)
     table = Table(box=SIMPLE)
     for title in ("segmenter", "masks", "right", "share", "AUC of the score", "training", "images a second"):
         table.add_column(title, justify="left" if title == "segmenter" else "right")
     for one in rows:
         speed = [f"{one['training_s']:.0f} s", f"{one['images_per_s']:.1f}"] if "training_s" in one else ["", ""]
         table.add_row(
-            one["segmenter"], f"{one['masks']:,}", f"{one['right']:,}", f"{one['share']:.1%}", f"{one['auc']:.3f}", *speed
+            one["segmenter"],
+            f"{one['masks']:,}",
+            f"{one['right']:,}",
+            f"{one['share']:.1%}",
+            f"{one['auc']:.3f}",
+            *speed,
         )
     console.print(table)
     if given.json:

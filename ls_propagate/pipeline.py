@@ -230,7 +230,7 @@ def detect(
     connection = connection_of(store)
     if store.begun():
         return load_table(store, settings), []
-    segmenter, version = load_segmenter(settings)
+    segmenter, version = load_segmenter(settings, store)
     labeling = labeling_of(gateway, connection, settings, segmenter.categories)
     tasks = pool(gateway, connection.project, labeling.field)
     locations = {task.image: task.location for task in tasks}

@@ -50,6 +50,18 @@ class WatershedSettings(_Strict):
     seed: Path
 
 
+class UNetSettings(_Strict):
+    """A network that ``ls-propagate train`` trains, on what people annotated and what the campaign accepted.
+
+    seed: a folder with images/ and ground_truth.json (COCO) to train on as well. minutes: that training takes at
+    most, on the machine that it runs on.
+    """
+
+    name: Literal["unet"] = "unet"
+    seed: Path | None = None
+    minutes: Annotated[float, Field(gt=0)] = 10.0
+
+
 class TreeSettings(_Strict):
     """How masks are clustered: joining rule, and the weight of each feature block; without weights, 1 each.
 
@@ -164,7 +176,9 @@ class Settings(BaseSettings):
     store: Annotated[SecretStr, AfterValidator(_readable)] | None = None
     mirror: Path | None = None
     image_hosts: tuple[str, ...] = ()
-    segmenter: Annotated[PrecomputedSettings | WatershedSettings, Field(discriminator="name")] | None = None
+    segmenter: (
+        Annotated[PrecomputedSettings | WatershedSettings | UNetSettings, Field(discriminator="name")] | None
+    ) = None
     labels: dict[str, str] = {}
     tree: TreeSettings = TreeSettings()
     strategy: Strategy = CalibratedStrategy()

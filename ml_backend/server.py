@@ -30,20 +30,23 @@ LONGEST_ERROR, LONGEST_NAME = 2000, 100  # characters
 
 
 def create_app(
-    segmenter: Segmenter,
-    model_version: str,
+    model: Callable[[], tuple[Segmenter, str]],
     read: Callable[[str], NDArray[np.uint8]],
     names: Mapping[str, str],
     password: str | None = None,
+    train: Callable[[int | None], str] | None = None,
 ) -> Flask:
     """The backend's WSGI application.
 
-    read: the (height, width, 3) pixels of a task's image value; names: category to label where they
-    differ. password: what Label Studio must send by basic authentication, as any user; None lets
-    everyone in.
+    model: the segmenter of now and its version; each request keeps to the one that it began with. read: the
+    (height, width, 3) pixels of a task's image value; names: category to label where they differ. password: what
+    Label Studio must send by basic authentication, as any user; None lets everyone in. train: begins a training
+    and returns at once, with what is to be said of it; it is given the number of the project whose people asked
+    for it. None where there is nothing to train.
     """
     app = Flask(__name__, static_folder=None)
-    # Label Studio sends no credentials with events, and nothing is done upon one
+    # Label Studio sends no credentials with events, and nothing is done upon one; but it does where people start a
+    # training, and those are looked at below
     web.guard(app, password, {"/health", "/webhook"}, LARGEST)
     web.describe(app, json.loads(files(__package__).joinpath("openapi.json").read_text("utf-8")))
 
@@ -56,21 +59,22 @@ def create_app(
     @app.get("/")
     @app.get("/health")
     def health() -> Response:
-        return jsonify(status="UP", model_class=type(segmenter).__name__)
+        return jsonify(status="UP", model_class=type(model()[0]).__name__)
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(model_version=model_version)
+        return jsonify(model_version=model()[1])
 
     @app.get("/versions")
     def versions() -> Response:
-        return jsonify(versions=[model_version])
+        return jsonify(versions=[model()[1]])
 
     @app.post("/predict")
     def predict() -> Response | tuple[Response, int]:
         body = web.read_json()
         if not _is_request(body):
             return web.refusal(400, "send JSON with tasks (a list) and label_config")
+        segmenter, model_version = model()
         labeling = read_labeling(body["label_config"], segmenter.categories, names, _named(body.get("project")))
         locations = [(task.get("data") or {}).get(labeling.field) for task in body["tasks"]]
         predictions = _predictions(locations, read, segmenter, labeling)
@@ -78,8 +82,13 @@ def create_app(
 
     @app.post("/webhook")
     def webhook() -> Response:
-        # training from Label Studio's events is not this backend's: events are only acknowledged
-        return jsonify(status="ignored")
+        body = web.read_json()
+        if train is None or not isinstance(body, dict) or body.get("action") != "START_TRAINING":
+            return jsonify(status="ignored")  # an event: nothing is done upon one
+        web.admit(password)
+        project = body.get("project")
+        number = project.get("id") if isinstance(project, dict) else None
+        return jsonify(status=train(number if isinstance(number, int) else None))
 
     return app
 

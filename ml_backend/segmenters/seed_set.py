@@ -30,6 +30,14 @@ class Labeled:
 
 
 @dataclass(frozen=True)
+class Partly:
+    """An image of which some objects are known. doubtful: masks of which it isn't known whether they are right."""
+
+    labeled: Labeled
+    doubtful: Sequence[Rle]
+
+
+@dataclass(frozen=True)
 class SeedSet:
     """Two or more images, one object at least, and the categories in the order of their COCO ids."""
 

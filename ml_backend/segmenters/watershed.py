@@ -23,7 +23,7 @@ from ml_backend.segmenters.seed_set import Labeled, SeedSet, count_right, f2, ov
 from propagation.errors import InputError
 from propagation.masks import Detections
 from propagation.quality import RIGHT_IOU
-from propagation.rle import Rle, decode
+from propagation.rle import Rle
 
 BACKGROUND = -1
 CROP = 12  # pixels, the side to which a mask and its grey crop are brought

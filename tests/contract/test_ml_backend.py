@@ -63,7 +63,7 @@ def serving(gateway: LabelStudioGateway, password: str | None) -> Iterator[str]:
     def read(location: str) -> np.ndarray[Any, Any]:
         return decode(location, gateway.read_file(location))
 
-    app = create_app(Bright(), VERSION, read, {}, password)
+    app = create_app(lambda: (Bright(), VERSION), read, {}, password)
     sockets: dict[Any, Any] = {}
     server = waitress.create_server(app, host="127.0.0.1", port=0, map=sockets)
     thread = threading.Thread(target=server.run)

@@ -57,7 +57,7 @@ def read(location: str) -> np.ndarray[Any, Any]:
 
 
 def backend(password: str | None = None, names: dict[str, str] | None = None) -> FlaskClient:
-    return create_app(Bars(), "bars-1", read, names or {}, password).test_client()
+    return create_app(lambda: (Bars(), "bars-1"), read, names or {}, password).test_client()
 
 
 @pytest.fixture
@@ -255,7 +255,9 @@ def test_a_label_studio_that_does_not_answer_is_said_as_such() -> None:
         raise Unreachable(f"image {location!r} cannot be read from a; run the command again when it answers")
 
     answer = (
-        create_app(Bars(), "bars-1", unreachable, {}).test_client().post("/predict", json=request("/grey.png"))
+        create_app(lambda: (Bars(), "bars-1"), unreachable, {})
+        .test_client()
+        .post("/predict", json=request("/grey.png"))
     )
     assert answer.status_code == 503
     assert "cannot be read" in answer.get_json()["error"]
@@ -266,7 +268,11 @@ def test_a_model_that_fails_says_nothing_of_its_inside() -> None:
         def segment(self, images: Sequence[Image]) -> Sequence[Detections]:
             raise RuntimeError("weights at /srv/geheim")
 
-    answer = create_app(Broken(), "bars-1", read, {}).test_client().post("/predict", json=request("/grey.png"))
+    answer = (
+        create_app(lambda: (Broken(), "bars-1"), read, {})
+        .test_client()
+        .post("/predict", json=request("/grey.png"))
+    )
     assert answer.status_code == 500
     assert answer.get_json() == {"error": "this failed here; the server's log says why"}
 
@@ -288,7 +294,7 @@ def test_only_some_images_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(images, "LARGEST", largest)
     photos = ["/grey.png", "/missing.png", "/white.png"] * 20
-    app = create_app(Counting(), "bars-1", read, {})
+    app = create_app(lambda: (Counting(), "bars-1"), read, {})
     results = app.test_client().post("/predict", json=request(*photos)).get_json()["results"]
     assert [len(result["result"]) for result in results] == [1, 0, 2] * 20
     assert sum(sizes) == 40
