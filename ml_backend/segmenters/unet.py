@@ -30,13 +30,12 @@ from propagation.errors import InputError
 from propagation.masks import Detections
 from propagation.rle import Rle
 
-WIDTHS = (16, 32, 64, 128, 256)  # channels, from the image's own size down to a sixteenth of it
-TOLD = WIDTHS[:4]  # of the levels that describe a mask; a pixel of the last one is larger than most objects
+WIDTHS = (16, 32, 64, 128)  # channels, from the image's own size down to an eighth of it
 STRIDE = 2 ** (len(WIDTHS) - 1)
 TILE, MARGIN = 768, 64  # pixels: larger images are looked at in tiles; what is near a tile's edge is another's
 FLIPS: tuple[tuple[int, ...], ...] = ((), (0, 1))  # the image, and turned by half: the mean of both is better
-FEATURES = sum(TOLD)
-LEAST_SCORE = 0.05  # masks less likely to be right are not worth a question
+FEATURES = sum(WIDTHS)
+LEAST_SCORE = 0.1  # masks less likely to be right are not worth a question
 EVIDENCE = 8  # numbers that a mask is judged by
 LARGEST_HALF = 6e4  # that 16 bits hold
 
@@ -61,7 +60,7 @@ class Cut:
 class UNet:
     """Masks, categories and scores by a network. Made by ``train``, or read by ``read_unet``.
 
-    The features of a mask are the network's own at four of its levels, averaged over the mask: (n, 240) float32.
+    The features of a mask are the network's own at each of its levels, averaged over the mask: (n, 240) float32.
     Masks that score under ``least_score`` are left out. learned: keys of the images that it was trained on.
     """
 
@@ -128,8 +127,7 @@ def make_network(categories: int) -> nn.ModuleDict:
         layers[f"down{place}"] = _block(before, width)
         before = width
     for place in reversed(range(len(WIDTHS) - 1)):
-        layers[f"side{place}"] = nn.Conv2d(WIDTHS[place + 1], WIDTHS[place], 1, bias=False)
-        layers[f"up{place}"] = _block(WIDTHS[place], WIDTHS[place])
+        layers[f"up{place}"] = _block(WIDTHS[place + 1] + WIDTHS[place], WIDTHS[place])
     layers["head"] = nn.Conv2d(WIDTHS[0], categories + 2, 1)
     return _laid_out(layers)
 
@@ -171,9 +169,8 @@ def forward(network: nn.ModuleDict, images: torch.Tensor) -> tuple[torch.Tensor,
         here = network[f"down{place}"](functional.max_pool2d(here, 2) if place else here)
         levels.append(here)
     for place in reversed(range(len(WIDTHS) - 1)):
-        above = network[f"side{place}"](here)
-        above = functional.interpolate(above, scale_factor=2.0, mode="bilinear", align_corners=False)
-        here = network[f"up{place}"](levels[place] + above)  # side by side, as is usual, takes twice the time
+        above = functional.interpolate(here, scale_factor=2.0, mode="bilinear", align_corners=False)
+        here = network[f"up{place}"](torch.cat([above, levels[place]], dim=1))
         levels[place] = here
     out = network["head"](here)
     return out[:, :-1], torch.sigmoid(out[:, -1]), levels
@@ -215,7 +212,7 @@ def look(network: nn.ModuleDict, image: Image, thorough: bool = True) -> Maps:
     depth = np.zeros((height, width), np.float32)
     levels = [
         np.zeros((channels, wide[0] >> place, wide[1] >> place), np.float16)
-        for place, channels in enumerate(TOLD if thorough else ())
+        for place, channels in enumerate(WIDTHS if thorough else ())
     ]
     flips = FLIPS if thorough else FLIPS[:1]
     for outer, inner in _tiles(height, width):
