@@ -35,7 +35,7 @@ STRIDE = 2 ** (len(WIDTHS) - 1)
 TILE, MARGIN = 768, 64  # pixels: larger images are looked at in tiles; what is near a tile's edge is another's
 FLIPS: tuple[tuple[int, ...], ...] = ((), (0, 1))  # the image, and turned by half: the mean of both is better
 FEATURES = sum(WIDTHS)
-LEAST_SCORE = 0.1  # masks less likely to be right are not worth a question
+LEAST_SCORE = 0.2  # masks less likely to be right are not worth a question
 EVIDENCE = 8  # numbers that a mask is judged by
 LARGEST_HALF = 6e4  # that 16 bits hold
 

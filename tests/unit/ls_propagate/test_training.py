@@ -1,11 +1,13 @@
 """``train``: what is learned from, when nothing has changed, and that it never runs twice or in the server."""
 
 import io
+import json
 import logging
 import subprocess
 import sys
 import time
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -14,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from ls_propagate import models, pipeline, training
+from ls_propagate import cli, models, pipeline, training
 from ls_propagate.models import Newest, load_segmenter
 from ls_propagate.settings import load_settings
-from ls_propagate.training import Trainer, lessons, train
+from ls_propagate.training import Trained, Trainer, lessons, train
 from ml_backend.segmenters import unet_training
 from ml_backend.server import create_app
 from plugin import web
@@ -131,6 +133,23 @@ def test_accepted_masks_are_objects_and_all_others_doubtful(table):
     assert (decode(first.objects[0][0]) == decode(known.rle(0))).all()
     (only,) = training.partly_known(known, accepted, ("x",), places)
     assert only.key == first.key
+
+
+def test_the_command_tells_a_training_in_words_and_to_machines(studio, monkeypatch, capsys):
+    made = Trained("unet-12345678", "model-1", 6, 30, 4, 12, {"images": 2, "objects": 10, "masks": 9, "right": 8})
+    given = []
+    monkeypatch.setattr(cli.training, "train", lambda *_: given.append(_[3]) or made)
+    monkeypatch.setattr(cli.os, "nice", lambda by: given.append(by))
+    monkeypatch.setattr(
+        cli, "_connected", lambda config: nullcontext((studio.settings, studio.store, studio.gateway))
+    )
+    cli.train(again=True, as_json_=True)
+    assert json.loads(capsys.readouterr().out) == asdict(made)
+    cli.train()
+    said = capsys.readouterr().out
+    assert "30 objects in 6 annotated images, and 12 accepted masks in 4 others" in said
+    assert "8 of 10 objects are found right" in said
+    assert given == [10, True, 10, False]
 
 
 def test_what_is_learned_from_has_a_fingerprint_that_changes_with_it(studio):

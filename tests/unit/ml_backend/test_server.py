@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,12 @@ def read(location: str) -> np.ndarray[Any, Any]:
     return np.full((HEIGHT, WIDTH, 3), levels[path], np.uint8)
 
 
-def backend(password: str | None = None, names: dict[str, str] | None = None) -> FlaskClient:
-    return create_app(lambda: (Bars(), "bars-1"), read, names or {}, password).test_client()
+def backend(
+    password: str | None = None,
+    names: dict[str, str] | None = None,
+    train: Callable[[int | None], str] | None = None,
+) -> FlaskClient:
+    return create_app(lambda: (Bars(), "bars-1"), read, names or {}, password, train).test_client()
 
 
 @pytest.fixture
@@ -81,8 +86,51 @@ def test_a_project_is_set_up_with_the_models_version(client: FlaskClient) -> Non
     assert client.get("/versions").get_json() == {"versions": ["bars-1"]}
 
 
-def test_events_are_acknowledged(client: FlaskClient) -> None:
-    assert client.post("/webhook", json={"action": "START_TRAINING"}).status_code == 200
+@pytest.mark.parametrize("action", ["START_TRAINING", "ANNOTATION_CREATED", None])
+def test_events_are_acknowledged_and_so_is_the_wish_to_train_what_does_not_learn(
+    client: FlaskClient, action: str | None
+) -> None:
+    answer = client.post("/webhook", json={"action": action})
+    assert (answer.status_code, answer.get_json()) == (200, {"status": "ignored"})
+
+
+def test_a_training_is_started_by_who_may_and_by_no_event() -> None:
+    asked: list[int | None] = []
+
+    def train(project: int | None) -> str:
+        asked.append(project)
+        return "training started"
+
+    guarded, open_ = backend("secret", train=train), backend(train=train)
+    wish = {"action": "START_TRAINING", "project": {"id": 7, "title": "cells"}}
+    mine = {"Authorization": "Basic " + base64.b64encode(b"anyone:secret").decode()}
+    for event in (
+        {"action": "ANNOTATION_CREATED", "project": {"id": 7}},
+        {"action": ["START_TRAINING"]},
+        [wish],
+        3,
+    ):
+        assert guarded.post("/webhook", json=event).get_json() == {"status": "ignored"}
+    assert guarded.post("/webhook", json=wish).status_code == 401
+    assert open_.post("/webhook", json=wish, headers={"Host": "evil.example"}).status_code == 421
+    assert open_.post("/webhook", data=json.dumps(wish), content_type="text/plain").get_json() == {
+        "status": "ignored"
+    }
+    assert asked == []
+    assert guarded.post("/webhook", json=wish, headers=mine).get_json() == {"status": "training started"}
+    for project in (7, "7", None, {"id": "7"}, {"id": [7]}):
+        assert open_.post("/webhook", json={"action": "START_TRAINING", "project": project}).status_code == 200
+    assert asked == [7, None, None, None, None, None]
+
+
+def test_a_newer_model_answers_from_the_next_request_on() -> None:
+    versions = ["bars-1"]
+    client = create_app(lambda: (Bars(), versions[-1]), read, {}).test_client()
+    assert client.get("/versions").get_json() == {"versions": ["bars-1"]}
+    versions.append("bars-2")
+    assert client.get("/versions").get_json() == {"versions": ["bars-2"]}
+    [result] = client.post("/predict", json=request("/grey.png")).get_json()["results"]
+    assert result["model_version"] == "bars-2"
 
 
 def test_every_task_gets_one_result_in_order(client: FlaskClient) -> None:
