@@ -57,13 +57,20 @@ def picture(left: int) -> bytes:
 
 
 @contextmanager
-def serving(gateway: LabelStudioGateway, password: str | None) -> Iterator[str]:
-    """The backend on a free port of loopback; its address."""
+def serving(
+    gateway: LabelStudioGateway, password: str | None, asked: list[int | None] | None = None
+) -> Iterator[str]:
+    """The backend on a free port of loopback; its address. asked: takes the projects that wish for a training."""
+
+    def train(project: int | None) -> str:
+        assert asked is not None
+        asked.append(project)
+        return "training started"
 
     def read(location: str) -> np.ndarray[Any, Any]:
         return decode(location, gateway.read_file(location))
 
-    app = create_app(lambda: (Bright(), VERSION), read, {}, password)
+    app = create_app(lambda: (Bright(), VERSION), read, {}, password, train)
     sockets: dict[Any, Any] = {}
     server = waitress.create_server(app, host="127.0.0.1", port=0, map=sockets)
     thread = threading.Thread(target=server.run)
@@ -109,13 +116,16 @@ def with_password(password: str) -> dict[str, str]:
 def test_label_studio_gets_predictions_of_all_its_tasks(
     api: httpx.Client, real_gateway: LabelStudioGateway, project: int, password: str | None
 ) -> None:
-    with serving(real_gateway, password) as url:
+    asked: list[int | None] = []
+    with serving(real_gateway, password, asked) as url:
         made = connect(api, project, url, **(with_password(password) if password else {}))
         made.raise_for_status()
         (backend,) = api.get("ml", params={"project": project}).raise_for_status().json()
         assert backend["state"] == "CO"
         assert backend["model_version"] == VERSION
         assert api.get(f"ml/{backend['id']}/versions").json()["versions"] == [VERSION]
+        api.post(f"ml/{backend['id']}/train").raise_for_status()  # what its Start Training does
+        assert asked == [project]
 
         selected = {"selectedItems": {"all": True, "excluded": []}}
         action = {"id": "retrieve_tasks_predictions", "project": project}
