@@ -255,7 +255,7 @@ def backend(config: Config = None) -> None:
 @app.command()
 def train(
     config: Config = None,
-    again: Annotated[bool, typer.Option("--again", help="Also where nothing has changed.")] = False,
+    again: Annotated[bool, typer.Option("--again", help="Begin anew, also where nothing has changed.")] = False,
     as_json_: AsJson = False,
 ) -> None:
     """Train the network on what people annotated and what the campaign accepted; detect and backend use it."""

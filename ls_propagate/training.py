@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 import numpy as np
@@ -31,6 +31,9 @@ from propagation.masks import MaskTable
 from propagation.rle import Rle
 from sync.source import annotated
 from sync.store import Store
+
+if TYPE_CHECKING:
+    from ml_backend.segmenters.unet import UNet
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +172,9 @@ def train(
 ) -> Trained:
     """Train the network that the settings name, and remember it; nothing is kept before it is whole.
 
-    Where nothing has changed since the last training, that one stands, unless ``again``. Raises SettingsError
-    without PyTorch, StoreError while another training runs, InputError where there is too little to learn from.
+    It goes on from the network of the last training; where nothing has changed since, that one stands. again:
+    begin anew in any case. Raises SettingsError without PyTorch, StoreError while another training runs, InputError
+    where there is too little to learn from.
     """
     check_torch()
     from ml_backend.segmenters import unet, unet_training
@@ -192,13 +196,18 @@ def train(
                 "name a seed folder under [segmenter]"
             )
         assert isinstance(settings.segmenter, UNetSettings)
-        training = unet_training.Training(seconds=settings.segmenter.minutes * 60)
+        start = None if last is None or again else unet.read_unet(last.folder)
+        if start is not None and not _goes_on(start, known.categories, whole):
+            start = None
+        training = unet_training.LATER if start else unet_training.Training()
+        training = replace(training, seconds=settings.segmenter.minutes * 60)
         bar = progress("train", training.steps)
         model, held = unet_training.train(
             SeedSet(known.categories, whole),
             training,
             lambda step, loss: bar(1),
             [Partly(labeled, doubtful) for labeled, doubtful in partly],
+            start,
         )
         told = {
             "lessons": fingerprint,
@@ -208,11 +217,17 @@ def train(
             "accepted": sum(len(labeled.rles) for labeled, _ in partly),
             "held_out": asdict(held),
         }
+        parents = [*known.parents, *([last.fingerprint] if start and last else [])]
         made = write_artefact(
-            settings.artefacts, "model", told, known.parents, lambda folder: unet.write_unet(model, folder)
+            settings.artefacts, "model", told, parents, lambda folder: unet.write_unet(model, folder)
         )
         store.remember(model=made.folder.name)
         return _told(made)
+
+
+def _goes_on(model: UNet, categories: Sequence[str], whole: Sequence[Labeled]) -> bool:
+    """Whether a network can learn on: of these categories, and with images to judge it by that it has not seen."""
+    return model.categories == tuple(categories) and any(one.image.key not in model.learned for one in whole)
 
 
 def _told(artefact: Artefact, new: bool = True) -> Trained:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -43,6 +44,8 @@ INSIDE = (0.25, 0.35, 0.45)
 UNIT = 16  # by which weights of pixels are kept, as bytes
 BETWEEN = 5 * UNIT  # the weight of what is between two objects that nearly touch: a mistake there joins them
 
+AROUND = 3  # pixels around an accepted mask that are background, as far as no other mask was found there
+
 Bytes = NDArray[np.uint8]
 Told = Callable[[int, float], None]
 
@@ -69,8 +72,11 @@ class Training:
     patience: int = 5
     seconds: float | None = None
     seed: int = 0
-    partly: float = 0.5
-    rest: float = 0.25
+    partly: float = 0.4
+    rest: float = 0.0
+
+
+LATER = Training(steps=400, rate=1e-3)  # where an earlier network is gone on from
 
 
 @dataclass(frozen=True)
@@ -93,21 +99,23 @@ def train(
     training: Training | None = None,
     told: Told = lambda step, loss: None,
     partly: Sequence[Partly] = (),
+    start: UNet | None = None,
 ) -> tuple[UNet, Held]:
     """Train a network, and what it came to on the images of the seed set that were held out.
 
-    told: is told of each step and its loss. Raises InputError where the objects of the seed set cannot be learned.
+    told: is told of each step and its loss. start: an earlier network of the same categories, to go on from. Raises
+    InputError where the objects of the seed set cannot be learned.
     """
     training = training or Training()
     began = time.monotonic()
-    known, held = _divided(seed, training)
+    known, held = _divided(seed, training, start.learned if start else frozenset())
     torch.manual_seed(training.seed)
-    network = make_network(len(seed.categories))
+    network = copy.deepcopy(start.network) if start else make_network(len(seed.categories))
     crops = _Crops(known, partly, len(seed.categories), training)
     areas = [float(coco.area(dict(rle))) for labeled in known for rle in labeled.rles]
     least = max(1, round(float(np.percentile(areas, 2)) / 2))
     steps = _fit(network, crops, held, training, Cut(least_area=least), told, began)
-    network = fused(network)
+    network = network.eval() if start else fused(network)
     maps = [look(network, labeled.image) for labeled in held]
     numbers = [painted(labeled) for labeled in held]
     cuts = [Cut(foreground, inside, least) for foreground in FOREGROUND for inside in INSIDE]
@@ -126,8 +134,11 @@ def train(
     return model, Held(len(held), objects, masks, right, steps)
 
 
-def _divided(seed: SeedSet, training: Training) -> tuple[list[Labeled], list[Labeled]]:
-    """The images to learn from, and those to judge by: of each category some, where there are enough."""
+def _divided(seed: SeedSet, training: Training, learned: frozenset[str]) -> tuple[list[Labeled], list[Labeled]]:
+    """The images to learn from, and those to judge by: of each category some, where there are enough.
+
+    learned: keys of images that the network has learned from before, so that they can't judge it any more.
+    """
     there = [labeled for labeled in seed.images if labeled.rles]
     if len(there) < 2:
         raise InputError("fewer than two of the annotated images have an object; annotate some more of them")
@@ -136,8 +147,14 @@ def _divided(seed: SeedSet, training: Training) -> tuple[list[Labeled], list[Lab
     held: list[int] = []
     for category in np.unique(main):
         places = random.permutation(np.flatnonzero(main == category))
-        held += places[: int(len(places) * training.held_out)].tolist()
-    held = held or [int(random.integers(len(there)))]
+        fresh = [place for place in places.tolist() if there[place].image.key not in learned]
+        held += fresh[: int(len(places) * training.held_out)]
+    if not held:
+        held = [
+            place for place in random.permutation(len(there)).tolist() if there[place].image.key not in learned
+        ][:1]
+    if not held:
+        raise InputError("all of the annotated images were learned from before; annotate some more of them")
     known = [labeled for place, labeled in enumerate(there) if place not in held]
     return known, [there[place] for place in held]
 
@@ -269,10 +286,13 @@ def _known(labeled: Labeled) -> _Known:
 def _partly_known(partly: Partly, rest: float) -> _Known:
     """The same where only some objects are known: of doubtful masks nothing is learned, of what is left little."""
     known = _known(partly.labeled)
-    weight = np.full(known.weight.shape, round(rest * UNIT), np.uint8)
+    doubtful = np.zeros(known.weight.shape, bool)
     for rle in partly.doubtful:
-        weight[decode(rle)] = 0
+        doubtful |= decode(rle)
+    weight = np.where(doubtful, 0, round(rest * UNIT)).astype(np.uint8)
     inside = known.category > 0
+    around = cv2.dilate(inside.astype(np.uint8), np.ones((2 * AROUND + 1,) * 2, np.uint8)) > 0
+    weight[around & ~doubtful] = UNIT
     weight[inside] = known.weight[inside]
     boxes = coco.toBbox([dict(rle) for rle in partly.labeled.rles])
     return _Known(

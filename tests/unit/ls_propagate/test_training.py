@@ -26,6 +26,7 @@ from plugin import web
 from plugin.label_studio.fake import FakeGateway
 from plugin.label_studio.labeling import read_labeling
 from plugin.label_studio.regions import regions_of
+from propagation.artefacts import read_artefact
 from propagation.errors import InputError, SettingsError, StoreError
 from propagation.rle import decode
 from sync.store import Store
@@ -42,6 +43,7 @@ def studio(tmp_path, monkeypatch, scene):
     """A project of ten images, six of which a person has annotated whole, and settings that name the network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(unet_training, "Training", QUICK)
+    monkeypatch.setattr(unet_training, "LATER", QUICK(steps=10, every=5, rate=1e-3))
     gateway = FakeGateway()
     project = gateway.create_project("discs", CONFIG, "", {}).id
     files = []
@@ -118,6 +120,9 @@ def test_the_whole_way_from_annotations_to_a_second_model(studio):
     assert second.accepted == sum(len(picture.objects) for picture in known.accepted) > 0
     assert second.accepted_images == len(known.accepted) == len(table.images) - 1
     assert studio.store.fact("model") == second.folder
+    assert second.held_out["right"] >= first.held_out["right"] - 1  # it goes on from the first
+    made = read_artefact(studio.settings.artefacts / second.folder, "model")
+    assert read_artefact(studio.settings.artefacts / first.folder, "model").fingerprint in made.parents
     (studio.settings.artefacts / second.folder / "weights.pt").unlink()
     assert training._last(studio.store, studio.settings) is None  # so it would be made again
 

@@ -144,6 +144,7 @@ def test_of_doubtful_masks_nothing_is_learned_and_of_the_rest_little(scene) -> N
     assert not known.weight[masks[2]].any()
     assert (known.weight[masks[4]] == unet_training.UNIT / 4).all()
     assert not known.category[masks[4]].any()
+    assert known.weight[14, 14 + 11] == unet_training.UNIT  # just outside of an accepted one
     np.testing.assert_allclose(known.middles, [(14.5, 14.5), (60.5, 14.5)], atol=1)
 
 
@@ -160,6 +161,21 @@ def test_partly_known_images_are_learned_from_as_well(scene, seed: SeedSet) -> N
     model, _ = unet_training.train(SeedSet(CATEGORIES, whole), QUICK, partly=partly)
     [found] = model.segment([scene(99).image])
     assert {*found.categories.tolist()} == {0, 1}
+
+
+def test_it_goes_on_from_an_earlier_network_and_is_never_judged_by_what_that_one_saw(
+    trained, seed: SeedSet
+) -> None:
+    model, held = trained
+    few = replace(QUICK, steps=4, every=4, rate=1e-4, seed=7)
+    later, again = unet_training.train(seed, few, start=model)
+    assert later.learned == model.learned
+    assert again.objects == held.objects
+    assert again.right >= held.right - 1
+    with pytest.raises(InputError, match="learned from before"):
+        unet_training.train(
+            replace(seed, images=[one for one in seed.images if one.image.key in model.learned]), few, start=model
+        )
 
 
 def test_gold_is_not_what_it_finds_where_it_has_learned(trained, seed: SeedSet) -> None:
