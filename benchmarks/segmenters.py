@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from benchmarks.worlds import NUCLEI, nuclei
@@ -65,12 +66,22 @@ def row(name: str, table: MaskTable, iou: NDArray[np.float32], **more: Any) -> d
 
 
 def trained(
-    seed: SeedSet, training: Training, console: Console, name: str, partly: Sequence[Partly] = ()
+    seed: SeedSet,
+    training: Training,
+    console: Console,
+    name: str,
+    partly: Sequence[Partly] = (),
+    start: UNet | None = None,
 ) -> tuple[UNet, Held]:
     """A network trained with a progress bar, and what it came to on the images held out."""
     with Progress(console=console) as progress:
         bar = progress.add_task(name, total=training.steps)
-        return unet_training.train(seed, training, lambda step, _: progress.update(bar, completed=step), partly)
+        told = partial(_tell, progress, bar)
+        return unet_training.train(seed, training, told, partly, start)
+
+
+def _tell(progress: Progress, bar: TaskID, step: int, loss: float) -> None:
+    progress.update(bar, completed=step)
 
 
 def main() -> None:

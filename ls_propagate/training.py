@@ -173,8 +173,8 @@ def train(
     """Train the network that the settings name, and remember it; nothing is kept before it is whole.
 
     It goes on from the network of the last training; where nothing has changed since, that one stands. again:
-    begin anew in any case. Raises SettingsError without PyTorch, StoreError while another training runs, InputError
-    where there is too little to learn from.
+    begin anew in any case. Raises SettingsError without PyTorch, StoreError while another training runs,
+    InputError where there is too little to learn from.
     """
     check_torch()
     from ml_backend.segmenters import unet, unet_training

@@ -103,8 +103,8 @@ def train(
 ) -> tuple[UNet, Held]:
     """Train a network, and what it came to on the images of the seed set that were held out.
 
-    told: is told of each step and its loss. start: an earlier network of the same categories, to go on from. Raises
-    InputError where the objects of the seed set cannot be learned.
+    told: is told of each step and its loss. start: an earlier network of the same categories, to go on from.
+    Raises InputError where the objects of the seed set cannot be learned.
     """
     training = training or Training()
     began = time.monotonic()
