@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -231,8 +231,11 @@ def backend(config: Config = None) -> None:
     settings = _settings(config)
     password = settings.backend_password.get_secret_value() if settings.backend_password else None
     web.check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
-    with pipeline.open_store(settings) as store, pipeline.open_gateway(settings) as gateway:
-        model = Newest(settings, store)
+    with (
+        pipeline.open_store(settings) as store,
+        closing(Newest(settings, store)) as model,
+        pipeline.open_gateway(settings) as gateway,
+    ):
         trainer = (
             training.Trainer(settings, store, config) if isinstance(settings.segmenter, UNetSettings) else None
         )
@@ -247,7 +250,6 @@ def backend(config: Config = None) -> None:
             served.wait()
         finally:
             served.close()
-            model.close()
             if trainer:
                 trainer.close()
 
