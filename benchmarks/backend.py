@@ -55,7 +55,8 @@ def measure(seed: Path, pool: Path, count: int, rounds: int) -> dict[str, Any]:
     def read(location: str) -> NDArray[np.uint8]:
         return decode(location, Path(location).read_bytes())
 
-    client = create_app(segmenter, "benchmark", read, {}).test_client()
+    model = segmenter, "benchmark"
+    client = create_app(lambda: model, lambda location: Path(location).read_bytes(), {}).test_client()
     images = [Image(str(path), read(str(path))) for path in paths]
     works: dict[str, Callable[[], object]] = {
         "model": lambda: [segmenter.segment(images[at : at + 16]) for at in range(0, len(images), 16)],

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,11 +20,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ls_propagate import clustering, logs, pipeline, recovery, service
+from ls_propagate import clustering, logs, pipeline, recovery, service, training
 from ls_propagate.doctor.examine import examine
-from ls_propagate.models import load_segmenter
+from ls_propagate.models import Newest
 from ls_propagate.plots import draw_ablation, draw_hours, draw_simulation
-from ls_propagate.settings import STRATEGIES, Engine, Settings, load_settings, secrets_outside
+from ls_propagate.settings import STRATEGIES, Engine, Settings, UNetSettings, load_settings, secrets_outside
 from ls_propagate.simulation import ablation as run_ablation
 from ls_propagate.simulation import (
     choose_strategy,
@@ -41,6 +42,7 @@ from ls_propagate.tables import (
     simulation_lines,
     simulation_table,
     summary_table,
+    training_lines,
     undecided,
 )
 from plugin import web
@@ -253,15 +255,42 @@ def backend(config: Config = None) -> None:
     settings = _settings(config)
     password = settings.backend_password.get_secret_value() if settings.backend_password else None
     web.check_exposure(settings.backend_host, {"LS_PROPAGATE_BACKEND_PASSWORD": password})
-    segmenter, version = load_segmenter(settings)
-    with pipeline.open_gateway(settings) as gateway:
-        made = create_app(segmenter, version, gateway.read_file, settings.labels, password)
+    with (
+        pipeline.open_store(settings) as store,
+        closing(Newest(settings, store)) as model,
+        pipeline.open_gateway(settings) as gateway,
+    ):
+        trainer = (
+            training.Trainer(settings, store, config) if isinstance(settings.segmenter, UNetSettings) else None
+        )
+        start = trainer.start if trainer else None
+        made = create_app(model, gateway.read_file, settings.labels, password, start)
         served = web.serve(made, settings.backend_host, settings.backend_port, "backend")
-        console.print(f"{version} on http://{settings.backend_host}:{served.port}")
+        console.print(f"{model()[1]} on http://{settings.backend_host}:{served.port}")
         try:
             served.wait()
         finally:
             served.close()
+            if trainer:
+                trainer.close()
+
+
+@app.command()
+def train(
+    config: Config = None,
+    again: Annotated[bool, typer.Option("--again", help="Begin anew, also where nothing has changed.")] = False,
+    as_json_: AsJson = False,
+) -> None:
+    """Train the network on what people annotated and what the campaign accepted; detect and backend use it."""
+    if hasattr(os, "nice"):
+        os.nice(10)  # whatever else runs on this machine goes first
+    with _connected(config) as (settings, store, gateway), _bars() as bars:
+        made = training.train(gateway, store, settings, again, bars)
+    if as_json_:
+        print(json.dumps(asdict(made), indent=1))
+        return
+    for line in training_lines(made):
+        console.print(line, markup=False, soft_wrap=True)
 
 
 @app.command()

@@ -39,13 +39,19 @@ Open = Callable[[], tuple[Segmenter, Read]]
 
 
 def segment(
-    settings: Settings, segmenter: Segmenter, locations: Mapping[str, str], read: Read, skip_unreadable: bool
+    settings: Settings,
+    trained: str | None,
+    segmenter: Segmenter,
+    locations: Mapping[str, str],
+    read: Read,
+    skip_unreadable: bool,
 ) -> Iterator[Sequence[Found]]:
     """What is found in each image, in order, some images at a time; what was found earlier is looked up.
 
-    locations: image key to the task's image value; read: the file of such a value. Ray's workers load the
-    segmenter and read the files by themselves. Raises EngineError where a worker died again and again on the same
-    images, SettingsError where Ray is missing or too small, and what segmenter and reader raise.
+    trained: as ``load_segmenter`` takes it. locations: image key to the task's image value; read: the file of such
+    a value. Ray's workers load the segmenter and read the files by themselves. Raises EngineError where a worker
+    died again and again on the same images, SettingsError where Ray is missing or too small, and what segmenter
+    and reader raise.
     """
     if isinstance(segmenter, Precomputed) and not getattr(settings.segmenter, "read_images", True):
         yield from chunks(segmenter.look_up(list(locations)), BLOCK)
@@ -53,7 +59,9 @@ def segment(
         yield from detect.segment(segmenter, list(locations), lambda key: read(locations[key]), skip_unreadable)
     else:
         with running(settings.workers) as workers:
-            yield from segment_on_ray(partial(_open, portable(settings)), locations, skip_unreadable, workers)
+            yield from segment_on_ray(
+                partial(_open, portable(settings), trained), locations, skip_unreadable, workers
+            )
 
 
 def build_trees(
@@ -265,9 +273,9 @@ def _whole(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _open(given: dict[str, Any]) -> tuple[Segmenter, Read]:
+def _open(given: dict[str, Any], trained: str | None) -> tuple[Segmenter, Read]:
     """The segmenter and the reader of images in a worker, whose machine's environment has the token."""
     settings = Settings(**given)
     logs.configure(settings.log_format, settings.log_level, settings.secrets)
     gateway = LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts)
-    return load_segmenter(settings)[0], gateway.read_file
+    return load_segmenter(settings, trained)[0], gateway.read_file

@@ -11,6 +11,7 @@ from typing import Any
 from label_studio_ml.model import LabelStudioMLBase
 
 from ls_propagate.models import load_segmenter
+from ls_propagate.pipeline import open_store
 from ls_propagate.settings import load_settings
 from ml_backend.server import Predictor
 from plugin.label_studio.gateway import LabelStudioGateway
@@ -20,9 +21,10 @@ from plugin.label_studio.gateway import LabelStudioGateway
 def _predictor() -> Predictor:
     """The segmenter that the settings in this folder and the environment name, loaded once a process."""
     settings = load_settings()
-    segmenter, version = load_segmenter(settings)
+    with open_store(settings) as store:
+        model = load_segmenter(settings, store.fact("model"))
     gateway = LabelStudioGateway(settings.label_studio_url, settings.token, settings.image_hosts)
-    return Predictor(segmenter, version, gateway.read_file, settings.labels)
+    return Predictor(lambda: model, gateway.read_file, settings.labels)
 
 
 class Propagate(LabelStudioMLBase):  # type: ignore[misc]

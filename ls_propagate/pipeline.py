@@ -239,7 +239,7 @@ def detect(
             return load_table(store, settings), []
         raise StoreError("no campaign has begun, so there is no further round; run: ls-propagate detect")
     closed = closed_images(open_campaign(store, settings)) if further else set()
-    segmenter, version = load_segmenter(settings)
+    segmenter, version = load_segmenter(settings, store.fact("model"))
     labeling = labeling_of(gateway, connection, settings, segmenter.categories)
     tasks = [task for task in pool(gateway, connection.project, labeling.field) if task.image not in closed]
     if not tasks and further:
@@ -248,7 +248,9 @@ def detect(
     if isinstance(segmenter, Precomputed):
         _check_entries(segmenter, list(locations), settings)
 
-    batches = engines.segment(settings, segmenter, locations, gateway.read_file, skip_unreadable)
+    batches = engines.segment(
+        settings, store.fact("model"), segmenter, locations, gateway.read_file, skip_unreadable
+    )
     advance = progress("detect", len(tasks))
     table, unreadable = gather(list(locations), batches, segmenter.categories, version, skip_unreadable, advance)
     artefact = write_artefact(

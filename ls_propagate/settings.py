@@ -55,6 +55,18 @@ class WatershedSettings(_Strict):
     seed: Path
 
 
+class UNetSettings(_Strict):
+    """A network that ``ls-propagate train`` trains, on what people annotated and what the campaign accepted.
+
+    seed: a folder with images/ and ground_truth.json (COCO) to train on as well. minutes: that training takes at
+    most, on the machine that it runs on.
+    """
+
+    name: Literal["unet"] = "unet"
+    seed: Path | None = None
+    minutes: Annotated[float, Field(gt=0)] = 10.0
+
+
 class _DetectorSettings(_Strict):
     """What detectors have in common.
 
@@ -93,7 +105,7 @@ class TorchvisionSettings(_DetectorSettings):
     weights: str = "COCO_V1"
 
 
-AnySegmenter = PrecomputedSettings | WatershedSettings | Detectron2Settings | TorchvisionSettings
+AnySegmenter = PrecomputedSettings | WatershedSettings | UNetSettings | Detectron2Settings | TorchvisionSettings
 
 
 class TreeSettings(_Strict):

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ls_propagate.doctor.case import Finding
 from ls_propagate.simulation import Curve
+from ls_propagate.training import Trained
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
 from propagation.progress import DRAWING_SECONDS, QUESTION_SECONDS
@@ -224,6 +225,21 @@ def finding_line(finding: Finding) -> Text:
     remedy = f"; {finding.remedy}" if finding.remedy else ""
     said = " ".join(f"{finding.said}{remedy}".split())
     return Text.assemble((f"{finding.state:<9}", colour), (f"{finding.name}: ", "bold"), said)
+
+
+def training_lines(made: Trained) -> list[str]:
+    """What a training came to, and what it learned from."""
+    held = made.held_out
+    learned = f"learned from {made.objects:,} objects in {made.images:,} annotated images"
+    if made.accepted:
+        learned += f", and {made.accepted:,} accepted masks in {made.accepted_images:,} others"
+    return [
+        f"{made.version}: {learned}."
+        if made.new
+        else f"Nothing has changed since {made.version} was trained; --again trains anew.",
+        f"In {held['images']} annotated images held out, {held['right']:,} of {held['objects']:,} objects are "
+        f"found right, with {held['masks']:,} masks.",
+    ]
 
 
 def _plain(text: str) -> Text:

@@ -60,14 +60,18 @@ def make_gold(
 def unseen(segmenter: Segmenter, images: Sequence[Labeled]) -> Sequence[Detections]:
     """What a segmenter finds on annotated images that it has not learned from.
 
-    One that learns is trained on the other images for each part of them. Of predictions found earlier, those that
-    the file has of these images are taken: who made them knows whether the model had seen them.
+    One that learns at once is trained on the other images for each part of them; where one says which images it
+    has ``learned``, nothing is taken of these. Of predictions found earlier, those that the file has of these
+    images are taken: who made them knows whether the model had seen them.
     """
     if not isinstance(segmenter, Watershed):
-        return segmenter.segment([labeled.image for labeled in images])
+        learned: frozenset[str] = getattr(segmenter, "learned", frozenset())
+        fresh = [labeled.image for labeled in images if labeled.image.key not in learned]
+        found = dict(zip([image.key for image in fresh], segmenter.segment(fresh), strict=True))
+        return [found.get(labeled.image.key, NOTHING) for labeled in images]
     seed = SeedSet(segmenter.categories, images)
     fold = np.arange(len(images)) % FOLDS
-    found: dict[int, Detections] = {}
+    answered: dict[int, Detections] = {}
     for part in range(FOLDS):
         here = np.flatnonzero(fold == part)
         others = [images[place] for place in np.flatnonzero(fold != part)]
@@ -78,8 +82,8 @@ def unseen(segmenter: Segmenter, images: Sequence[Labeled]) -> Sequence[Detectio
         except (InputError, ValueError):  # too few objects among the others to learn from
             continue
         answers = model.segment([images[place].image for place in here])
-        found.update(zip(here.tolist(), answers, strict=True))
-    return [found.get(place, NOTHING) for place in range(len(images))]
+        answered.update(zip(here.tolist(), answers, strict=True))
+    return [answered.get(place, NOTHING) for place in range(len(images))]
 
 
 def _best(found: Detections, key: str, categories: Sequence[str]) -> Detections:

@@ -24,6 +24,7 @@ from propagation.masks import NOTHING, Detections, check_detections, mask_id
 log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
+Model = Callable[[], tuple[Segmenter, str]]
 
 IN_TIME = 60.0  # seconds; Label Studio gives up after 100, as it comes (ML_TIMEOUT_PREDICT)
 LARGEST = 100 * 2**20  # bytes: Label Studio sends all tasks of a project at once, with their annotations
@@ -31,22 +32,25 @@ LONGEST_ERROR, LONGEST_NAME = 2000, 100  # characters
 
 
 def create_app(
-    segmenter: Segmenter,
-    model_version: str,
+    model: Model,
     read: Callable[[str], bytes],
     names: Mapping[str, str],
     password: str | None = None,
+    train: Callable[[int | None], str] | None = None,
     seconds: float = IN_TIME,
 ) -> Flask:
     """The backend's WSGI application.
 
-    read: the file of a task's image value, called in threads; names: category to label where they differ.
-    password: what Label Studio must send by basic authentication, as any user; None lets
-    everyone in. seconds: see ``Predictor``.
+    model: the segmenter of now and its version; each request keeps to the one that it began with. read: the file
+    of a task's image value, called in threads; names: category to label where they differ. password: what Label
+    Studio must send by basic authentication, as any user; None lets everyone in. train: begins a training and
+    returns at once, with what is to be said of it; it is given the number of the project whose people asked for
+    it. None where there is nothing to train. seconds: see ``Predictor``.
     """
-    predictor = Predictor(segmenter, model_version, read, names, seconds)
+    predictor = Predictor(model, read, names, seconds)
     app = Flask(__name__, static_folder=None)
-    # Label Studio sends no credentials with events, and nothing is done upon one
+    # Label Studio sends no credentials with events, and nothing is done upon one; but it does where people start a
+    # training, and those are looked at below
     web.guard(app, password, {"/health", "/webhook"}, LARGEST)
     web.describe(app, json.loads(files(__package__).joinpath("openapi.json").read_text("utf-8")))
 
@@ -59,15 +63,15 @@ def create_app(
     @app.get("/")
     @app.get("/health")
     def health() -> Response:
-        return jsonify(status="UP", model_class=type(segmenter).__name__)
+        return jsonify(status="UP", model_class=type(model()[0]).__name__)
 
     @app.post("/setup")
     def setup() -> Response:
-        return jsonify(model_version=model_version)
+        return jsonify(model_version=model()[1])
 
     @app.get("/versions")
     def versions() -> Response:
-        return jsonify(versions=[model_version])
+        return jsonify(versions=[model()[1]])
 
     @app.post("/predict")
     def predict() -> Response | tuple[Response, int]:
@@ -78,8 +82,13 @@ def create_app(
 
     @app.post("/webhook")
     def webhook() -> Response:
-        # training from Label Studio's events is not this backend's: events are only acknowledged
-        return jsonify(status="ignored")
+        body = web.read_json()
+        if train is None or not isinstance(body, dict) or body.get("action") != "START_TRAINING":
+            return jsonify(status="ignored")  # an event: nothing is done upon one
+        web.admit(password)
+        project = body.get("project")
+        number = project.get("id") if isinstance(project, dict) else None
+        return jsonify(status=train(number if isinstance(number, int) else None))
 
     return app
 
@@ -93,28 +102,32 @@ class Predictor:
 
     def __init__(
         self,
-        segmenter: Segmenter,
-        model_version: str,
+        model: Model,
         read: Callable[[str], bytes],
         names: Mapping[str, str],
         seconds: float = IN_TIME,
     ) -> None:
-        self.model_version = model_version
-        self._segmenter, self._read, self._names, self._seconds = segmenter, read, names, seconds
-        self._found: dict[tuple[str, Any], Json] = {}  # labeling config, image: of the latest request cut short
+        self._model, self._read, self._names, self._seconds = model, read, names, seconds
+        self._found: dict[tuple[str, str, Any], Json] = {}  # of the latest request cut short
+
+    @property
+    def model_version(self) -> str:
+        """The version that predicts now."""
+        return self._model()[1]
 
     def answer(self, tasks: Sequence[Json], label_config: str, project: str) -> list[Json]:
         """A prediction a task, in order, or the first alone. Raises ConfigError for a config that does not fit."""
-        labeling = read_labeling(label_config, self._segmenter.categories, self._names, project)
+        segmenter, version = self._model()
+        labeling = read_labeling(label_config, segmenter.categories, self._names, project)
         locations = [_location(task, labeling.field) for task in tasks]
-        kept = self._found.pop((label_config, locations[0]), None) if len(tasks) == 1 else None
+        kept = self._found.pop((version, label_config, locations[0]), None) if len(tasks) == 1 else None
         if kept is not None:
             return [kept]
-        found = _predictions(locations, self._read, self._segmenter, labeling, time.monotonic() + self._seconds)
-        results = [{"model_version": self.model_version, **prediction} for prediction in found]
+        found = _predictions(locations, self._read, segmenter, labeling, time.monotonic() + self._seconds)
+        results = [{"model_version": version, **prediction} for prediction in found]
         if len(results) == len(tasks):
             return results
-        self._found = {(label_config, at): one for at, one in zip(locations, results, strict=False)}
+        self._found = {(version, label_config, at): one for at, one in zip(locations, results, strict=False)}
         return results[:1]
 
 

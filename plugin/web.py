@@ -51,17 +51,7 @@ def guard(app: Flask, password: str | None, unguarded: Container[str], largest: 
     @app.before_request
     def let_in() -> None:
         if request.path not in unguarded:
-            if password:
-                if not matches(_password(request.headers.get("Authorization", "")), password):
-                    raise Unauthorized(
-                        "give this server's password by basic authentication; "
-                        "in Label Studio, in the model's settings"
-                    )
-            elif not is_loopback(_host_name(request.host)):
-                raise MisdirectedRequest(
-                    "without a password this server answers to loopback names only; "
-                    "call it as 127.0.0.1 or localhost, or set its password"
-                )
+            admit(password)
         if (request.content_length or 0) > largest:
             abort(413)
 
@@ -81,6 +71,20 @@ def guard(app: Flask, password: str | None, unguarded: Container[str], largest: 
         for name, value in HEADERS.items():
             answer.headers.setdefault(name, value)
         return answer
+
+
+def admit(password: str | None) -> None:
+    """Refuse the request that is being answered unless it bears the password; see ``guard``."""
+    if password:
+        if not matches(_password(request.headers.get("Authorization", "")), password):
+            raise Unauthorized(
+                "give this server's password by basic authentication; in Label Studio, in the model's settings"
+            )
+    elif not is_loopback(_host_name(request.host)):
+        raise MisdirectedRequest(
+            "without a password this server answers to loopback names only; "
+            "call it as 127.0.0.1 or localhost, or set its password"
+        )
 
 
 def describe(app: Flask, description: Mapping[str, Any]) -> None:

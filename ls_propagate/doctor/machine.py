@@ -14,7 +14,8 @@ import sqlalchemy as sa
 
 from ls_propagate import pipeline
 from ls_propagate.doctor.case import MEGABYTE, Case, Found, bad, doubtful, good
-from ls_propagate.settings import FILE, load_settings
+from ls_propagate.models import check_torch
+from ls_propagate.settings import FILE, UNetSettings, load_settings
 from plugin.web import check_exposure
 from propagation.artefacts import MANIFEST, read_artefact
 from propagation.errors import ArtefactError, PropagateError
@@ -45,6 +46,8 @@ def settings(case: Case) -> Found:
     missing = [f"segmenter.{name} = {path}" for name, path in paths.items() if not path.exists()]
     if missing:
         return doubtful(f"from {where}; there is no {missing[0]}", "correct it before ls-propagate detect")
+    if isinstance(chosen, UNetSettings):
+        check_torch()
     return good(f"from {where}; segmenter {chosen.name}, strategy {settings.strategy.name}")
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pycocotools import mask as coco
 
 from ml_backend.segmenters.base import Image
-from plugin.label_studio.images import decode
+from plugin.label_studio.images import decode as decode_image
 from propagation.errors import ImageError, InputError, MaskError
-from propagation.rle import Rle, read_segmentation
+from propagation.quality import RIGHT_IOU
+from propagation.rle import Rle, decode, read_segmentation
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,14 @@ class Labeled:
     image: Image
     rles: Sequence[Rle]
     categories: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Partly:
+    """An image of which some objects are known. doubtful: masks of which it isn't known whether they are right."""
+
+    labeled: Labeled
+    doubtful: Sequence[Rle]
 
 
 @dataclass(frozen=True)
@@ -114,4 +124,40 @@ def _read(folder: Path, name: str) -> Image:
         content = path.read_bytes()
     except OSError as error:
         raise ImageError(f"{path} is missing; put the image there or take it out of ground_truth.json") from error
-    return Image(name, decode(str(path), content))
+    return Image(name, decode_image(str(path), content))
+
+
+def painted(labeled: Labeled) -> NDArray[np.int64]:
+    """(h, w) the number of the object that covers a pixel, from 1, 0 for none."""
+    numbers = np.zeros(labeled.image.pixels.shape[:2], np.int64)
+    for number, rle in enumerate(labeled.rles, start=1):
+        numbers[decode(rle)] = number
+    return numbers
+
+
+def overlaps(rles: Sequence[Rle], labeled: Labeled, categories: int) -> NDArray[np.float64]:
+    """(n, categories) the IoU of each mask with the nearest object of each category."""
+    found = np.zeros((len(rles), categories))
+    if rles and labeled.rles:
+        pairs = coco.iou(list(rles), list(labeled.rles), [0] * len(labeled.rles))
+        np.maximum.at(found.T, labeled.categories, pairs.T)
+    return found
+
+
+def count_right(parts: NDArray[np.int64], numbers: NDArray[np.int64]) -> tuple[int, int, int]:
+    """How many parts of an image are right, whatever their category, how many there are, and how many objects.
+
+    parts, numbers: (h, w) the part and the object that each pixel belongs to, from 1, 0 for none.
+    """
+    shape = (int(parts.max()) + 1, int(numbers.max()) + 1)
+    pairs = np.ravel_multi_index((parts.ravel(), numbers.ravel()), shape)
+    shared = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
+    together = shared.sum(axis=1)[:, None] + shared.sum(axis=0) - shared
+    right = np.count_nonzero((shared / np.maximum(together, 1))[1:, 1:] > RIGHT_IOU)
+    return right, shape[0] - 1, shape[1] - 1
+
+
+def f2(counts: Sequence[tuple[int, int, int]]) -> float:
+    """The F2 score over images, of what ``count_right`` counted: a missed object costs more than a wrong mask."""
+    right, masks, objects = np.sum(counts, axis=0).tolist()
+    return 5 * right / max(masks + 4 * objects, 1)

@@ -19,15 +19,15 @@ from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor
 from sklearn.model_selection import GroupKFold
 
 from ml_backend.segmenters.base import Image
-from ml_backend.segmenters.seed_set import Labeled, SeedSet
+from ml_backend.segmenters.seed_set import Labeled, SeedSet, count_right, f2, overlaps, painted
 from propagation.errors import InputError
 from propagation.masks import Detections
-from propagation.rle import Rle, decode, encode_window
+from propagation.quality import RIGHT_IOU
+from propagation.rle import Rle, encode_window
 
 BACKGROUND = -1
 CROP = 12  # pixels, the side to which a mask and its grey crop are brought
 SAME_OBJECT = 0.5  # IoU from which a mask is about an object, and gets its category
-RIGHT = 0.75  # IoU above which a mask is right
 LEAST_SCORE = 0.05  # masks less likely to be right are not worth a question
 FOLDS = 5
 TREES = 150
@@ -104,7 +104,7 @@ def train(seed: SeedSet, least_score: float = LEAST_SCORE) -> Watershed:
         features=np.concatenate([features for _, features in regions]),
         overlaps=np.concatenate(
             [
-                _overlaps(rles, labeled, len(seed.categories))
+                overlaps(rles, labeled, len(seed.categories))
                 for (rles, _), labeled in zip(regions, seed.images, strict=True)
             ]
         ),
@@ -227,8 +227,8 @@ def _best_cut(images: Sequence[Labeled]) -> Cut:
     # One at a time: pycocotools 2.0.11 counts a list's masks in a byte under NumPy 2.
     areas = [coco.area(rle) for rle in objects]
     size = float(np.median(np.sqrt(boxes[:, 2] * boxes[:, 3])))
-    painted = [_painted(labeled) for labeled in some]
-    bright = _objects_are_bright(some, painted)
+    objects_of = [painted(labeled) for labeled in some]
+    bright = _objects_are_bright(some, objects_of)
     greys = [_grey(labeled.image.pixels, bright) for labeled in some]
     best = Cut(
         bright=bright,
@@ -245,16 +245,8 @@ def _best_cut(images: Sequence[Labeled]) -> Cut:
     for setting, values in tried:
         changes: list[dict[str, Any]] = [{setting: value} for value in values]
         cuts = [best, *(replace(best, **change) for change in changes)]
-        best = max(cuts, key=lambda cut: _found(greys, painted, cut))
+        best = max(cuts, key=lambda cut: _found(greys, objects_of, cut))
     return best
-
-
-def _painted(labeled: Labeled) -> NDArray[np.int64]:
-    """(h, w) the number of the object that covers a pixel, from 1, 0 for none."""
-    numbers = np.zeros(labeled.image.pixels.shape[:2], np.int64)
-    for number, rle in enumerate(labeled.rles, start=1):
-        numbers[decode(rle)] = number
-    return numbers
 
 
 def _objects_are_bright(images: Sequence[Labeled], painted: Sequence[NDArray[np.int64]]) -> bool:
@@ -268,27 +260,8 @@ def _objects_are_bright(images: Sequence[Labeled], painted: Sequence[NDArray[np.
 
 
 def _found(greys: Sequence[NDArray[np.float32]], painted: Sequence[NDArray[np.int64]], cut: Cut) -> float:
-    """The F2 score of right masks, whatever their category: a missed object costs more than a wrong mask."""
-    right = masks = objects = 0
-    for grey, numbers in zip(greys, painted, strict=True):
-        parts = _partition(grey, cut)
-        shape = (int(parts.max()) + 1, int(numbers.max()) + 1)
-        pairs = np.ravel_multi_index((parts.ravel(), numbers.ravel()), shape)
-        shared = np.bincount(pairs, minlength=shape[0] * shape[1]).reshape(shape)
-        together = shared.sum(axis=1)[:, None] + shared.sum(axis=0) - shared
-        right += np.count_nonzero((shared / np.maximum(together, 1))[1:, 1:] > RIGHT)
-        masks += shared.shape[0] - 1
-        objects += shared.shape[1] - 1
-    return 5 * right / max(masks + 4 * objects, 1)
-
-
-def _overlaps(rles: Sequence[Rle], labeled: Labeled, categories: int) -> NDArray[np.float64]:
-    """(n, categories) the IoU of each mask with the nearest object of each category."""
-    overlaps = np.zeros((len(rles), categories))
-    if rles and labeled.rles:
-        pairs = coco.iou(list(rles), list(labeled.rles), [0] * len(labeled.rles))
-        np.maximum.at(overlaps.T, labeled.categories, pairs.T)
-    return overlaps
+    """How well a cut finds the objects of some images."""
+    return f2([count_right(_partition(grey, cut), numbers) for grey, numbers in zip(greys, painted, strict=True)])
 
 
 def _fit(learned: _Learned, seed: int = 0) -> tuple[ExtraTreesClassifier, ExtraTreesRegressor]:
@@ -302,7 +275,7 @@ def _fit(learned: _Learned, seed: int = 0) -> tuple[ExtraTreesClassifier, ExtraT
         namer = _namer(seed).fit(learned.features[known], names[known])
         chances[unseen] = _chances(namer, learned.features[unseen], categories)
     proposed = chances[:, 1:].argmax(axis=1)
-    right = learned.overlaps[np.arange(len(names)), proposed] > RIGHT
+    right = learned.overlaps[np.arange(len(names)), proposed] > RIGHT_IOU
     judge = ExtraTreesRegressor(TREES, min_samples_leaf=5, max_features=0.5, random_state=seed)
     judge.fit(_evidence(chances, learned.features), right.astype(np.float32))
     return _namer(seed).fit(learned.features, names), judge

@@ -117,7 +117,7 @@ def backend() -> Flask:
             raise Unreachable("Label Studio does not answer; start it")
         return gateway.read_file(location)
 
-    return ml_backend.server.create_app(Bright(), "bright-1", read, {}, PASSWORD)
+    return ml_backend.server.create_app(lambda: (Bright(), "bright-1"), read, {}, PASSWORD)
 
 
 MAKES = {"daemon": daemon, "backend": backend}

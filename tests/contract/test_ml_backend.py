@@ -70,9 +70,18 @@ def picture(left: int) -> bytes:
 
 @contextmanager
 def serving(
-    gateway: LabelStudioGateway, password: str | None, segmenter: Bright | None = None, seconds: float = IN_TIME
+    gateway: LabelStudioGateway,
+    password: str | None,
+    segmenter: Bright | None = None,
+    seconds: float = IN_TIME,
+    asked: list[int | None] | None = None,
 ) -> Iterator[str]:
-    """The backend on a free port of loopback; its address."""
+    """The backend on a free port of loopback; its address. asked: takes the projects that wish for a training."""
+
+    def train(project: int | None) -> str:
+        assert asked is not None
+        asked.append(project)
+        return "training started"
 
     @cache
     def file(location: str) -> bytes:
@@ -81,7 +90,8 @@ def serving(
     def read(location: str) -> bytes:
         return file(location.partition("?again")[0])
 
-    app = create_app(segmenter or Bright(), VERSION, read, {}, password, seconds)
+    model = segmenter or Bright(), VERSION
+    app = create_app(lambda: model, read, {}, password, train, seconds)
     sockets: dict[Any, Any] = {}
     server = waitress.create_server(app, host="127.0.0.1", port=0, map=sockets)
     thread = threading.Thread(target=server.run)
@@ -134,13 +144,16 @@ def retrieve(api: httpx.Client, project: int) -> None:
 def test_label_studio_gets_predictions_of_all_its_tasks(
     api: httpx.Client, real_gateway: LabelStudioGateway, project: int, password: str | None
 ) -> None:
-    with serving(real_gateway, password) as url:
+    asked: list[int | None] = []
+    with serving(real_gateway, password, asked) as url:
         made = connect(api, project, url, **(with_password(password) if password else {}))
         made.raise_for_status()
         (backend,) = api.get("ml", params={"project": project}).raise_for_status().json()
         assert backend["state"] == "CO"
         assert backend["model_version"] == VERSION
         assert api.get(f"ml/{backend['id']}/versions").json()["versions"] == [VERSION]
+        api.post(f"ml/{backend['id']}/train").raise_for_status()  # what its Start Training does
+        assert asked == [project]
 
         for _ in range(2):
             retrieve(api, project)

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from ml_backend.segmenters.base import Image
+from ml_backend.segmenters.seed_set import Labeled
 from propagation.campaign import Campaign
 from propagation.events import CampaignStarted, PageAnswered, PagePosted
 from propagation.masks import Detections, MaskTable, build_table
@@ -53,6 +55,22 @@ def _table(scores, categories=None, names=("cell",), features=None, keys=None) -
         deep = None if features is None else np.asarray(features)[part]
         found.append(_detections(rles, scores[part], codes[part], deep))
     return build_table(keys, found, names, "model-1")
+
+
+def _scene(number: int, height: int = 64, width: int = 80) -> Labeled:
+    """Discs on a dark, noisy ground, every other one red, which is the second category; two of them touch."""
+    random = np.random.default_rng(number)
+    pixels = random.normal(40, 6, (height, width, 3))
+    rows, columns = np.mgrid[:height, :width]
+    rles, categories = [], []
+    for place, (y, x) in enumerate([(14, 14), (14, 60), (46, 20), (46, 37), (48, 66)]):
+        here = (rows - y) ** 2 + (columns - x) ** 2 <= (8 + random.integers(2)) ** 2
+        category = (place + number) % 2
+        pixels[here] += (150, 20, 20) if category else (150, 150, 150)
+        rles.append(_encode(here))
+        categories.append(category)
+    image = Image(f"{number}.png", pixels.clip(0, 255).astype(np.uint8))
+    return Labeled(image, rles, np.array(categories, np.int64))
 
 
 def _tree(table: MaskTable, values: Sequence[float], category: int = 0) -> ClusterTree:
@@ -118,6 +136,12 @@ def detections():
 def table():
     """A table of small squares: scores[, categories, names, features, keys]."""
     return _table
+
+
+@pytest.fixture(scope="session")
+def scene():
+    """An image with five objects of two categories, by its number."""
+    return _scene
 
 
 @pytest.fixture(scope="session")

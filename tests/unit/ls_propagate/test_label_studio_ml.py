@@ -2,10 +2,12 @@
 
 import importlib
 import importlib.util
+import io
 import sys
 from types import ModuleType
 
 import numpy as np
+import PIL.Image
 import pytest
 from flask import Flask, jsonify, request
 from pycocotools import mask as coco
@@ -15,6 +17,12 @@ from propagation.masks import Detections
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <PolygonLabels name="label" toName="image"><Label value="cell"/></PolygonLabels></View>"""
+
+
+def png():
+    content = io.BytesIO()
+    PIL.Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(content, "PNG")
+    return content.getvalue()
 
 
 def recorded():
@@ -86,7 +94,7 @@ def client(monkeypatch, tmp_path):
             monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.delitem(sys.modules, "ls_propagate.label_studio_ml", raising=False)
     ours = importlib.import_module("ls_propagate.label_studio_ml")
-    predictor = Predictor(Block(), "block-1", lambda location: np.zeros((20, 30, 3), np.uint8), {})
+    predictor = Predictor(lambda: (Block(), "block-1"), lambda location: png(), {})
     monkeypatch.setattr(ours, "_predictor", lambda: predictor)
     return importlib.import_module("label_studio_ml.api").init_app(ours.Propagate).test_client()
 

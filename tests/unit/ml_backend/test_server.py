@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +16,7 @@ from flask.testing import FlaskClient
 from pycocotools import mask as coco
 
 from ml_backend import reading, server
+from ml_backend.reading import IMAGES_AT_ONCE
 from ml_backend.segmenters.base import Image
 from ml_backend.server import create_app
 from plugin.label_studio.regions import mask_of, rle_of
@@ -65,8 +67,12 @@ def png(level: int) -> bytes:
     return file.getvalue()
 
 
-def backend(password: str | None = None, names: dict[str, str] | None = None) -> FlaskClient:
-    return create_app(Bars(), "bars-1", read, names or {}, password).test_client()
+def backend(
+    password: str | None = None,
+    names: dict[str, str] | None = None,
+    train: Callable[[int | None], str] | None = None,
+) -> FlaskClient:
+    return create_app(lambda: (Bars(), "bars-1"), read, names or {}, password, train).test_client()
 
 
 @pytest.fixture
@@ -90,8 +96,51 @@ def test_a_project_is_set_up_with_the_models_version(client: FlaskClient) -> Non
     assert client.get("/versions").get_json() == {"versions": ["bars-1"]}
 
 
-def test_events_are_acknowledged(client: FlaskClient) -> None:
-    assert client.post("/webhook", json={"action": "START_TRAINING"}).status_code == 200
+@pytest.mark.parametrize("action", ["START_TRAINING", "ANNOTATION_CREATED", None])
+def test_events_are_acknowledged_and_so_is_the_wish_to_train_what_does_not_learn(
+    client: FlaskClient, action: str | None
+) -> None:
+    answer = client.post("/webhook", json={"action": action})
+    assert (answer.status_code, answer.get_json()) == (200, {"status": "ignored"})
+
+
+def test_a_training_is_started_by_who_may_and_by_no_event() -> None:
+    asked: list[int | None] = []
+
+    def train(project: int | None) -> str:
+        asked.append(project)
+        return "training started"
+
+    guarded, open_ = backend("secret", train=train), backend(train=train)
+    wish = {"action": "START_TRAINING", "project": {"id": 7, "title": "cells"}}
+    mine = {"Authorization": "Basic " + base64.b64encode(b"anyone:secret").decode()}
+    for event in (
+        {"action": "ANNOTATION_CREATED", "project": {"id": 7}},
+        {"action": ["START_TRAINING"]},
+        [wish],
+        3,
+    ):
+        assert guarded.post("/webhook", json=event).get_json() == {"status": "ignored"}
+    assert guarded.post("/webhook", json=wish).status_code == 401
+    assert open_.post("/webhook", json=wish, headers={"Host": "evil.example"}).status_code == 421
+    assert open_.post("/webhook", data=json.dumps(wish), content_type="text/plain").get_json() == {
+        "status": "ignored"
+    }
+    assert asked == []
+    assert guarded.post("/webhook", json=wish, headers=mine).get_json() == {"status": "training started"}
+    for project in (7, "7", None, {"id": "7"}, {"id": [7]}):
+        assert open_.post("/webhook", json={"action": "START_TRAINING", "project": project}).status_code == 200
+    assert asked == [7, None, None, None, None, None]
+
+
+def test_a_newer_model_answers_from_the_next_request_on() -> None:
+    versions = ["bars-1"]
+    client = create_app(lambda: (Bars(), versions[-1]), read, {}).test_client()
+    assert client.get("/versions").get_json() == {"versions": ["bars-1"]}
+    versions.append("bars-2")
+    assert client.get("/versions").get_json() == {"versions": ["bars-2"]}
+    [result] = client.post("/predict", json=request("/grey.png")).get_json()["results"]
+    assert result["model_version"] == "bars-2"
 
 
 def test_every_task_gets_one_result_in_order(client: FlaskClient) -> None:
@@ -264,7 +313,9 @@ def test_a_label_studio_that_does_not_answer_is_said_as_such() -> None:
         raise Unreachable(f"image {location!r} cannot be read from a; run the command again when it answers")
 
     answer = (
-        create_app(Bars(), "bars-1", unreachable, {}).test_client().post("/predict", json=request("/grey.png"))
+        create_app(lambda: (Bars(), "bars-1"), unreachable, {})
+        .test_client()
+        .post("/predict", json=request("/grey.png"))
     )
     assert answer.status_code == 503
     assert "cannot be read" in answer.get_json()["error"]
@@ -275,7 +326,11 @@ def test_a_model_that_fails_says_nothing_of_its_inside() -> None:
         def segment(self, images: Sequence[Image]) -> Sequence[Detections]:
             raise RuntimeError("weights at /srv/geheim")
 
-    answer = create_app(Broken(), "bars-1", read, {}).test_client().post("/predict", json=request("/grey.png"))
+    answer = (
+        create_app(lambda: (Broken(), "bars-1"), read, {})
+        .test_client()
+        .post("/predict", json=request("/grey.png"))
+    )
     assert answer.status_code == 500
     assert answer.get_json() == {"error": "this failed here; the server's log says why"}
 
@@ -297,7 +352,7 @@ def test_only_some_images_are_in_memory_at_once(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(reading, "PIXELS_AT_ONCE", largest)
     photos = ["/grey.png", "/missing.png", "/white.png"] * 20
-    app = create_app(Counting(), "bars-1", read, {})
+    app = create_app(lambda: (Counting(), "bars-1"), read, {})
     results = app.test_client().post("/predict", json=request(*photos)).get_json()["results"]
     assert [len(result["result"]) for result in results] == [1, 0, 2] * 20
     assert sum(sizes) == 40
@@ -319,15 +374,15 @@ def test_the_description_names_every_address(client: FlaskClient) -> None:
 def test_where_time_is_short_the_tasks_are_asked_for_one_by_one(seconds: float) -> None:
     asked: list[str] = []
 
-    def reading(location: str) -> np.ndarray[Any, Any]:
+    def reading(location: str) -> bytes:
         asked.append(location)
         return read(location)
 
-    client = create_app(Bars(), "bars-1", reading, {}, None, seconds).test_client()
+    client = create_app(lambda: (Bars(), "bars-1"), reading, {}, None, None, seconds).test_client()
     photos = ["/grey.png", "/white.png", "/black.png"] * 20
     answer = client.post("/predict", json=request(*photos)).get_json()["results"]
     assert len(answer) == (1 if seconds < 0 else len(photos))
-    assert len(asked) == (server.IMAGES_AT_ONCE if seconds < 0 else len(photos))
+    assert len(asked) <= 3 * IMAGES_AT_ONCE if seconds < 0 else len(asked) == len(photos)
     before = len(asked)
     alone = [client.post("/predict", json=request(photo)).get_json()["results"] for photo in photos[:3]]
     assert [len(one["result"]) for (one,) in alone] == [1, 2, 0]
@@ -338,11 +393,11 @@ def test_where_time_is_short_the_tasks_are_asked_for_one_by_one(seconds: float) 
 def test_a_storages_image_is_read_where_label_studio_leads_to_it() -> None:
     asked: list[str] = []
 
-    def reading(location: str) -> np.ndarray[Any, Any]:
+    def reading(location: str) -> bytes:
         asked.append(location)
         return read("/grey.png")
 
     body = request("s3://bucket/a.png", "/grey.png")
     body["tasks"][0]["id"] = 17
-    create_app(Bars(), "bars-1", reading, {}).test_client().post("/predict", json=body)
+    create_app(lambda: (Bars(), "bars-1"), reading, {}).test_client().post("/predict", json=body)
     assert asked == ["/tasks/17/resolve/?fileuri=czM6Ly9idWNrZXQvYS5wbmc=", "/grey.png"]
