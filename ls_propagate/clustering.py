@@ -51,8 +51,8 @@ def cluster(
     or by the daemon as soon as no page is out. The trees, and how many predictions were pushed now.
     """
     if not store.begun():
-        table = load_table(store, settings)
-        labeling_of(gateway, connection_of(store), settings, table.categories)
+        connection, table = connection_of(store), load_table(store, settings)
+        labeling_of(gateway, connection, settings, table.categories)
         _begin_campaign(store, settings, table, progress)
     elif store.fact("found"):
         store.remember(following=True)

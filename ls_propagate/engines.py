@@ -40,11 +40,11 @@ Open = Callable[[], tuple[Segmenter, Read]]
 
 def segment(
     settings: Settings,
-    trained: str | None,
     segmenter: Segmenter,
     locations: Mapping[str, str],
     read: Read,
     skip_unreadable: bool,
+    trained: str | None = None,
 ) -> Iterator[Sequence[Found]]:
     """What is found in each image, in order, some images at a time; what was found earlier is looked up.
 
@@ -273,7 +273,7 @@ def _whole(value: Any) -> Any:
     return str(value.resolve()) if isinstance(value, Path) else value
 
 
-def _open(given: dict[str, Any], trained: str | None) -> tuple[Segmenter, Read]:
+def _open(given: dict[str, Any], trained: str | None = None) -> tuple[Segmenter, Read]:
     """The segmenter and the reader of images in a worker, whose machine's environment has the token."""
     settings = Settings(**given)
     logs.configure(settings.log_format, settings.log_level, settings.secrets)

@@ -128,7 +128,9 @@ class Handler(logging.Handler):
 
     def _take_out(self, _: WrappedLogger, __: str, event: EventDict) -> EventDict:
         first = {name: event[name] for name in ("time", "level", "logger", "message") if name in event}
-        return {name: self._plain(value, str(name)) for name, value in {**first, **event}.items()}
+        # what Ray adds begins with an underscore
+        told = {name: value for name, value in {**first, **event}.items() if not str(name).startswith("_")}
+        return {name: self._plain(value, str(name)) for name, value in told.items()}
 
     def _plain(self, value: Any, name: str = "") -> Any:
         """A value that JSON can hold, without secrets."""

@@ -249,7 +249,7 @@ def detect(
         _check_entries(segmenter, list(locations), settings)
 
     batches = engines.segment(
-        settings, store.fact("model"), segmenter, locations, gateway.read_file, skip_unreadable
+        settings, segmenter, locations, gateway.read_file, skip_unreadable, store.fact("model")
     )
     advance = progress("detect", len(tasks))
     table, unreadable = gather(list(locations), batches, segmenter.categories, version, skip_unreadable, advance)

@@ -72,13 +72,14 @@ def tell(name, categories, category, mask, attributes):
 @pytest.mark.parametrize("reader", READ)
 def test_the_export_is_read_without_loss(make_office, tmp_path, reader):
     office = make_office(images=NAMES, storage="s3://bucket/set/").prepared().finished()
-    exported = pipeline.export_coco(
-        pipeline.open_campaign(office.store, office.settings), office.store.source_tasks()
-    )
     root = tmp_path / "dataset"
     file = root / "annotations" / "instances_default.json"
     file.parent.mkdir(parents=True)
-    file.write_text(json.dumps(exported))
+    with file.open("w", encoding="utf-8") as written:
+        pipeline.export_coco(
+            pipeline.open_campaign(office.store, office.settings), office.store.source_tasks(), written
+        )
+    exported = json.loads(file.read_text(encoding="utf-8"))
     for image in exported["images"]:
         path = root / "images" / image["file_name"]
         path.parent.mkdir(parents=True, exist_ok=True)

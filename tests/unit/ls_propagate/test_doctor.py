@@ -434,7 +434,7 @@ def test_without_webhooks_only_the_rule_for_backends_is_looked_up(studio, monkey
     [
         ("https://images.example/a.png?X-Amz-Signature=9f", "2 of 2 .* https://images.example .2.", "image_hosts"),
         ("https://me:9f@images.example/a.png", "2 of 2 .* https://images.example .2.", "take them out"),
-        ("s3://bucket/a.png", "2 of 2 .* s3://bucket .2.", "let Label Studio serve"),
+        ("s3://bucket/a.png", "2 of 2 .* s3://bucket .2.", "under Cloud Storage"),
         ("a.png", "2 of 2 .* no host .2.", "let Label Studio serve"),
     ],
 )

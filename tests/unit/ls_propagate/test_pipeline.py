@@ -359,13 +359,11 @@ def test_the_export_holds_just_the_accepted_masks(office, tmp_path, recwarn):
 def test_images_of_one_name_in_two_folders_stay_two_in_the_export(make_office, tmp_path):
     names = ("train/a.png", "val/a.png", "val/größe 1%20.png")
     office = make_office(images=names, storage="s3://bucket/set/").prepared().finished()
-    exported = pipeline.export_coco(
-        pipeline.open_campaign(office.store, office.settings), office.store.source_tasks()
-    )
-    assert [(image["file_name"], image["key"]) for image in exported["images"]] == [
+    made = exported(office)
+    assert [(image["file_name"], image["key"]) for image in made["images"]] == [
         (name, f"s3://bucket/set/{name}") for name in names
     ]
-    loaded = load_coco(tmp_path, exported)
+    loaded = load_coco(tmp_path, made)
     assert [len(loaded.getAnnIds(imgIds=[image])) for image in loaded.getImgIds()] == [8, 8, 8]
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
-from ls_propagate import cli, models, pipeline, training
+from ls_propagate import cli, clustering, models, pipeline, training
 from ls_propagate.models import Newest, load_segmenter
 from ls_propagate.settings import load_settings
 from ls_propagate.training import Trained, Trainer, lessons, train
@@ -105,7 +105,7 @@ def test_the_whole_way_from_annotations_to_a_second_model(studio):
     table, _ = pipeline.detect(*office_of(studio))
     assert table.model_version == version
     assert len(table.images) == IMAGES - ANNOTATED
-    pipeline.cluster(*office_of(studio))
+    clustering.cluster(*office_of(studio))
     assert lessons(*office_of(studio)).accepted == []
     campaign = SimpleNamespace(
         table=table, accepted=lambda: np.arange(len(table)) % 3 > 0, is_taken=lambda key: key == table.images[0]
