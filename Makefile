@@ -22,8 +22,10 @@ check: $(READY)
 audit: $(READY)
 	@$(BIN)/python .ci/audit.py
 
+# the load test says how long people wait, so nothing runs beside it
 tests: $(READY) browser
-	$(BIN)/pytest --durations=20
+	$(BIN)/pytest -n auto --dist loadfile --durations=20 --ignore tests/acceptance/test_load.py
+	$(BIN)/pytest tests/acceptance/test_load.py
 
 # what may go wrong, at length, one after the other: chance, faults of the network, kills, load
 soak: $(READY)

@@ -145,7 +145,7 @@ def test_label_studio_gets_predictions_of_all_its_tasks(
     api: httpx.Client, real_gateway: LabelStudioGateway, project: int, password: str | None
 ) -> None:
     asked: list[int | None] = []
-    with serving(real_gateway, password, asked) as url:
+    with serving(real_gateway, password, asked=asked) as url:
         made = connect(api, project, url, **(with_password(password) if password else {}))
         made.raise_for_status()
         (backend,) = api.get("ml", params={"project": project}).raise_for_status().json()
