@@ -22,10 +22,12 @@ check: $(READY)
 audit: $(READY)
 	@$(BIN)/python .ci/audit.py
 
-# the load test says how long people wait, so nothing runs beside it
+# alone: the load test says how long people wait; of the logs' tests, workers cannot send what they capture
+ALONE := tests/acceptance/test_load.py tests/unit/ls_propagate/test_logs.py
+
 tests: $(READY) browser
-	$(BIN)/pytest -n auto --dist loadfile --durations=20 --ignore tests/acceptance/test_load.py
-	$(BIN)/pytest tests/acceptance/test_load.py
+	$(BIN)/pytest -n auto --dist loadfile --durations=20 $(ALONE:%=--ignore=%)
+	$(BIN)/pytest $(ALONE)
 
 # what may go wrong, at length, one after the other: chance, faults of the network, kills, load
 soak: $(READY)

@@ -316,28 +316,3 @@ class Labels:
         others = np.bincount(place)[place] - 1
         yes = np.bincount(place, self.yes)[place]
         return np.where(self.yes, yes - 1, others - yes), others
-
-
-def dawid_skene(labels: Labels, steps: int = 100) -> dict[int, Rates]:
-    """Each account's rates of missing wrong masks and marking right ones, as answers to the same masks suggest.
-
-    Expectation and maximization over the unknown truth (Dawid and Skene, 1979), each account's rates drawn to one
-    error in ten by ten answers. An estimate: where all err alike, all agree.
-    """
-    if not len(labels):
-        return {}
-    masks, place = np.unique(labels.mask, return_inverse=True)
-    accounts, who = np.unique(labels.account, return_inverse=True)
-    right = np.bincount(place, labels.yes) / np.bincount(place)
-    for _ in range(steps):
-        true = right[place]
-        marked = (np.bincount(who, true * ~labels.yes) + 1) / (np.bincount(who, true) + 10)
-        missed = (np.bincount(who, (1 - true) * labels.yes) + 1) / (np.bincount(who, 1 - true) + 10)
-        share = (right.sum() + 1) / (len(masks) + 2)
-        said = np.where(labels.yes, np.log((1 - marked) / missed)[who], np.log(marked / (1 - missed))[who])
-        odds = np.log(share / (1 - share)) + np.bincount(place, said)
-        after = 1 / (1 + np.exp(-np.clip(odds, -50, 50)))
-        if np.abs(after - right).max() < 1e-6:
-            break
-        right = after
-    return {int(a): Rates(float(m), float(f)) for a, m, f in zip(accounts, missed, marked, strict=True)}
