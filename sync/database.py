@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
@@ -23,6 +25,7 @@ PATIENCE: dict[str, Any] = {
     "tcp_user_timeout": 20_000,
 }
 ANOTHER_WRITES = "another process writes to this store; stop one of them, then start the other again"
+BUSY_SECONDS = 10  # that SQLite waits for another process
 UPGRADE, WRITE, NOTICE = range(0x70726F70, 0x70726F73)  # what advisory locks are for
 
 
@@ -142,8 +145,16 @@ def _address(url: str) -> sa.URL:
 
 def _prepare_sqlite(connection: Any, _: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say, not where the driver guesses
-    connection.execute("PRAGMA busy_timeout=10000")
-    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000}")
+    end = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:  # SQLite itself doesn't wait where two switch to WAL at once
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.05)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:

@@ -93,7 +93,8 @@ def test_the_services_of_the_compose_file_run_a_campaign(
             client = new_user(running.server, "reader@example.com", "look-closely-1")
             annotator = Annotator(client, connection.pages, right | (known.truth if known else {}))
             with closing(client), at_work(annotator):
-                waited_for(lambda: "ls_propagate_finished 1.0" in told("/metrics").text, log)
+                waited_for(lambda: "Nothing left to ask." in log.read_text(), log)
+            assert "ls_propagate_finished 1.0" in told("/metrics").text
             assert told("/health/ready").status_code == 200
             assert 'action="ANNOTATION_CREATED"' in told("/metrics").text
             assert log.read_text().count("Nothing left to ask.") == 1
