@@ -22,8 +22,9 @@ check: $(READY)
 audit: $(READY)
 	@$(BIN)/python .ci/audit.py
 
-# alone: the load test says how long people wait; of the logs' tests, workers cannot send what they capture
-ALONE := tests/acceptance/test_load.py tests/unit/ls_propagate/test_logs.py
+# alone: the load test says how long people wait, and what a busy machine draws late moves under the pointer of those who
+# work in the browser; of the logs' tests, workers cannot send what they capture
+ALONE := tests/acceptance/test_load.py tests/acceptance/test_quality.py tests/browser tests/unit/ls_propagate/test_logs.py
 
 tests: $(READY) browser
 	$(BIN)/pytest -n auto --dist loadfile --durations=20 $(ALONE:%=--ignore=%)
