@@ -163,7 +163,12 @@ def test_an_expert_draws_in_a_browser(finished: tuple[Site, Campaign]) -> None:
         page.locator("canvas").first.wait_for()
         close_popups(page)
         page.get_by_role("button", name="Instructions").wait_for()
-        box = page.locator("canvas").first.bounding_box()
+        page.wait_for_load_state("networkidle")
+        box, before, still = None, None, 0
+        while still < 4:  # until the page has settled
+            page.wait_for_timeout(500)
+            before, box = box, page.locator("canvas").first.bounding_box()
+            still = still + 1 if box == before else 0
         assert box is not None
         page.keyboard.press("1")
         for a, b in [*points, points[0]]:
