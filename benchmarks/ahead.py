@@ -63,7 +63,7 @@ def main() -> None:
         "one by one": lambda: one_by_one(keys),
         f"{READERS} readers ahead": lambda: read_ahead(keys, lambda key: read(key)),
     }
-    found = [
+    found: list[dict[str, Any]] = [
         {"way": name, "model_ms": 1000 * model, **waited(way(), model)}
         for model in MODELS
         for name, way in ways.items()

@@ -33,6 +33,7 @@ from propagation.events import (
     PageAnswered,
     PageIssued,
     PagePosted,
+    Verdict,
 )
 from propagation.masks import MaskTable
 from propagation.paper import PaperStrategy
@@ -93,7 +94,7 @@ def told(
         page, by = f"{number:020x}", int(rng.integers(annotators))
         yield PageIssued(page, 1, tree.category, tuple(table.ids[rows].tolist()), names), at
         yield PagePosted(page, number + 1), at
-        verdicts = tuple("yes" if yes else "no" for yes in right[rows].tolist())
+        verdicts: tuple[Verdict, ...] = tuple("yes" if yes else "no" for yes in right[rows].tolist())
         seconds = float(PAGE_SIZE * pace[by] * rng.uniform(0.7, 1.4))
         yield PageAnswered(page, number, at.isoformat(), by + 1, seconds, verdicts), at
         for other, node in here:

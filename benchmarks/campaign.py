@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from propagation.calibrated import CalibratedStrategy
 from propagation.campaign import Campaign
-from propagation.events import CampaignStarted, CertificateOpened, Event, PageAnswered, PageIssued
+from propagation.events import CampaignStarted, CertificateOpened, Event, PageAnswered, PageIssued, Verdict
 from propagation.masks import MaskTable
 from propagation.paper import PaperStrategy
 from propagation.strategies import Strategy
@@ -32,7 +33,7 @@ VERDICTS = 10_000
 CATEGORIES = 4
 
 
-def million(count: int, seed: int = 0, categories: int = CATEGORIES) -> tuple[MaskTable, np.ndarray]:
+def million(count: int, seed: int = 0, categories: int = CATEGORIES) -> tuple[MaskTable, NDArray[np.bool_]]:
     """Masks that exist as numbers only, and (n,) whether each is right; scores tell a good deal of it.
 
     Of the categories, the first is the largest.
@@ -72,7 +73,7 @@ class Played:
     refits: list[tuple[int, float]] = field(default_factory=list)
 
 
-def play(table: MaskTable, trees: list[ClusterTree], strategy: Strategy, right: np.ndarray) -> Played:
+def play(table: MaskTable, trees: list[ClusterTree], strategy: Strategy, right: NDArray[np.bool_]) -> Played:
     """Answer page after page, and time what the campaign does between."""
     campaign = Campaign(table, trees, strategy)
     campaign.apply(CampaignStarted("benchmark", {}, "", ""))
@@ -107,7 +108,7 @@ def play(table: MaskTable, trees: list[ClusterTree], strategy: Strategy, right: 
         answers = []
         for page in pages:
             rows = campaign.pages[page.page].rows
-            said = tuple("yes" if yes else "no" for yes in right[rows].tolist())
+            said: tuple[Verdict, ...] = tuple("yes" if yes else "no" for yes in right[rows].tolist())
             answers.append(PageAnswered(page.page, 0, "", 0, None, said))
             verdicts += len(rows)
     return played

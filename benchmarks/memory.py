@@ -29,9 +29,10 @@ from rich.table import Table
 # all other modules are imported where they are used: what a process loads is a part of what it is measured by
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from propagation.campaign import Campaign
-    from propagation.events import Event
+    from propagation.events import Event, Verdict
     from propagation.masks import MaskTable
     from propagation.tree import ClusterTree
 
@@ -96,7 +97,7 @@ def make(folder: Path, count: int) -> int:
     return len(log)
 
 
-def played(table: MaskTable, trees: list[ClusterTree], right: np.ndarray) -> list[Event]:
+def played(table: MaskTable, trees: list[ClusterTree], right: NDArray[np.bool_]) -> list[Event]:
     """The log of a campaign that has its answers, and has written what was accepted."""
     from propagation.calibrated import CalibratedStrategy
     from propagation.campaign import Campaign
@@ -124,7 +125,7 @@ def written(campaign: Campaign) -> Iterator[Event]:
             yield MasksWritten(image, task, task, masks, f"2026-01-01T00:00:00.{task:06}Z")
 
 
-def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:
+def a_round(campaign: Campaign, right: NDArray[np.bool_]) -> list[Event]:
     """Let a campaign decide and ask, and answer all that it asks; the events."""
     from propagation.events import PageAnswered, PagePosted
 
@@ -138,7 +139,7 @@ def a_round(campaign: Campaign, right: np.ndarray) -> list[Event]:
         take(event)
     for page in campaign.waiting_pages:
         name, task = page.issued.page, 1 + len(campaign.page_of)
-        said = tuple("yes" if yes else "no" for yes in right[page.rows].tolist())
+        said: tuple[Verdict, ...] = tuple("yes" if yes else "no" for yes in right[page.rows].tolist())
         take(PagePosted(name, task))
         take(PageAnswered(name, task, "2026-01-01T00:00:00.000000Z", 3, 20.0, said))
     return log
@@ -185,7 +186,8 @@ def opened(folder: Path, way: str) -> list[Part]:
         table.rle(row)
     told("accepted outlines")
     # bad news, so that the sets which are asked about are given up and others are proposed
-    wrong, events = np.zeros(len(table), dtype=bool), []
+    wrong = np.zeros(len(table), dtype=bool)
+    events: list[Event] = []
     while not any(isinstance(event, CertificateOpened | ProposalPutOff) for event in events):
         events = a_round(campaign, wrong)
     told("posterior anew")
@@ -198,7 +200,7 @@ def _copied(table: MaskTable) -> MaskTable:
     import numpy as np
 
     counts = np.empty(len(table), dtype=object)
-    counts[:] = list(table.counts)
+    counts[:] = [table.counts[row] for row in range(len(table))]
     features = {name: np.array(block) for name, block in table.features.items()}
     return _replaced(table, ids=np.array(table.ids), counts=counts, features=features, **_numbers(table))
 

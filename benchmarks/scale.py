@@ -27,6 +27,7 @@ from benchmarks.memory import alone, peak
 # all other modules are imported where they are used: what a process loads is a part of what it is measured by
 if TYPE_CHECKING:
     import numpy as np
+    from numpy.typing import NDArray
 
     from ls_propagate.settings import Settings
 
@@ -50,12 +51,17 @@ class Step:
 
 def settings_of(folder: Path) -> Settings:
     """The settings of the campaign in a folder."""
-    from ls_propagate.settings import Settings
+    from ls_propagate.settings import PrecomputedSettings, Settings
     from propagation.calibrated import CalibratedStrategy
 
-    named = {"predictions": folder / "predictions.json", "images": folder / "images.json", "read_images": False}
+    chosen = PrecomputedSettings(
+        name="precomputed",
+        predictions=folder / "predictions.json",
+        images=folder / "images.json",
+        read_images=False,
+    )
     strategy = CalibratedStrategy(budget=BUDGET)
-    return Settings(data_dir=folder / "data", segmenter={"name": "precomputed", **named}, strategy=strategy)
+    return Settings(data_dir=folder / "data", segmenter=chosen, strategy=strategy)
 
 
 def generate(folder: Path, count: int) -> str:
@@ -122,23 +128,15 @@ def detect(folder: Path) -> str:
 
 def cluster(folder: Path) -> str:
     """Build the trees, and begin the campaign."""
-    from ls_propagate import engines, pipeline
-    from propagation.artefacts import write_artefact
-    from propagation.features import default_weights
-    from propagation.tree import write_trees
+    from ls_propagate import clustering, pipeline
 
     settings = settings_of(folder)
     with pipeline.open_store(settings) as store:
-        table = pipeline.load_table(store, settings)
-        parent = pipeline.read_artefact(settings.artefacts / str(store.fact("table")), "masks")
-        trees = engines.build_trees(settings, table, parent.folder, default_weights(table), lambda done: None)
-        made = write_artefact(
-            settings.artefacts, "trees", {}, [parent.fingerprint], lambda at: write_trees(trees, at)
-        )
-        connection = pipeline.Connection("http://benchmark", 1, "benchmark", 2, 3)
-        started = pipeline.started_by(connection, settings.strategy, made, None)
-        store.append([started], trees=made.folder.name)
-    return f"{len(trees)} trees, {_size(made.folder)}"
+        store.remember(connection=asdict(pipeline.Connection("http://benchmark", 1, "benchmark", 2, 3)))
+        clustering.begin_campaign(store, settings, pipeline.load_table(store, settings))
+        trees = pipeline.load_trees(store, settings)
+        made = settings.artefacts / str(store.fact("trees"))
+    return f"{len(trees)} trees, {_size(made)}"
 
 
 def ask(folder: Path) -> str:
@@ -149,7 +147,7 @@ def ask(folder: Path) -> str:
     from ls_propagate import pipeline
 
     settings = settings_of(folder)
-    right: np.ndarray = np.load(folder / "right.npy")
+    right: NDArray[np.bool_] = np.load(folder / "right.npy")
     with pipeline.open_store(settings) as store:
         campaign = pipeline.open_campaign(store, settings)
         assert len(campaign.table) == len(right), "a mask was generated twice"

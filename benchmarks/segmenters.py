@@ -32,7 +32,6 @@ from ml_backend.segmenters.base import Segmenter
 from ml_backend.segmenters.seed_set import Partly, SeedSet, read_seed_set
 from ml_backend.segmenters.unet import UNet
 from ml_backend.segmenters.unet_training import Held, Training
-from plugin.label_studio.images import decode
 from propagation.masks import MaskTable
 from propagation.quality import RIGHT_IOU, truth_iou
 
@@ -40,7 +39,7 @@ from propagation.quality import RIGHT_IOU, truth_iou
 def found(segmenter: Segmenter, dataset: Dataset) -> tuple[MaskTable, NDArray[np.float32]]:
     """The masks of a segmenter in a dataset's pool, and the IoU of each with the truth."""
     files = {path.name: path for path in dataset.pool.images}
-    table, _ = detect.detect(segmenter, list(files), lambda key: decode(key, files[key].read_bytes()), "benchmark")
+    table, _ = detect.detect(segmenter, list(files), lambda key: files[key].read_bytes(), "benchmark")
     return table, truth_iou(table, {key: dataset.pool.objects.get(key, []) for key in files})
 
 
@@ -93,7 +92,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
-    console = Console()
+    console = Console(width=120)
     dataset, seed = read_dataset(given.nuclei), read_seed_set(given.nuclei / "seed")
     rows = [row("predictions.json", *nuclei(given.nuclei))]
 
@@ -101,13 +100,13 @@ def main() -> None:
         began = time.monotonic()
         name, made, more = segmenter()
         trained = time.monotonic()
-        masks = found(made, dataset)
+        masks, iou = found(made, dataset)
         now = time.monotonic()
-        seconds = {
+        seconds: dict[str, Any] = {
             "training_s": round(trained - began, 1),
             "images_per_s": len(dataset.pool.images) / (now - trained),
         }
-        rows.append(row(name, *masks, **seconds, **more))
+        rows.append(row(name, masks, iou, **seconds, **more))
 
     tell(lambda: ("watershed", watershed.train(seed), {}))
     for number in range(given.seeds):
@@ -121,16 +120,12 @@ def main() -> None:
     table = Table(box=SIMPLE)
     for title in ("segmenter", "masks", "right", "share", "AUC of the score", "training", "images a second"):
         table.add_column(title, justify="left" if title == "segmenter" else "right")
-    for one in rows:
-        speed = [f"{one['training_s']:.0f} s", f"{one['images_per_s']:.1f}"] if "training_s" in one else ["", ""]
-        table.add_row(
-            one["segmenter"],
-            f"{one['masks']:,}",
-            f"{one['right']:,}",
-            f"{one['share']:.1%}",
-            f"{one['auc']:.3f}",
-            *speed,
+    for told in rows:
+        speed = (
+            [f"{told['training_s']:.0f} s", f"{told['images_per_s']:.1f}"] if "training_s" in told else ["", ""]
         )
+        counts = f"{told['masks']:,}", f"{told['right']:,}", f"{told['share']:.1%}", f"{told['auc']:.3f}"
+        table.add_row(told["segmenter"], *counts, *speed)
     console.print(table)
     if given.json:
         given.json.write_text(json.dumps(rows, indent=1))

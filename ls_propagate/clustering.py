@@ -53,7 +53,7 @@ def cluster(
     if not store.begun():
         connection, table = connection_of(store), load_table(store, settings)
         labeling_of(gateway, connection, settings, table.categories)
-        _begin_campaign(store, settings, table, progress)
+        begin_campaign(store, settings, table, progress)
     elif store.fact("found"):
         store.remember(following=True)
         with suppress(Busy), writing(store):
@@ -61,7 +61,11 @@ def cluster(
     return load_trees(store, settings), push(gateway, store, settings, progress)
 
 
-def _begin_campaign(store: Store, settings: Settings, table: MaskTable, progress: Progress) -> None:
+def begin_campaign(store: Store, settings: Settings, table: MaskTable, progress: Progress = silent) -> None:
+    """Build the trees of a table's masks and begin the campaign, under the lock.
+
+    Raises SettingsError where the strategy goes by gold that there is none of.
+    """
     strategy, known = settings.strategy, load_gold(store, settings)
     if known is None and getattr(strategy, "rates", "known") == "gold":
         raise SettingsError(
