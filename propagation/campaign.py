@@ -562,6 +562,7 @@ class Campaign:
         yield from self._paged(draws, gold)
 
     def _paged(self, draws: Sequence[Draw], gold: GoldDraws) -> Iterator[PageIssued]:
+        spare = None if self.room is None else self.room - sum(len(draw.rows) for draw in draws)
         for place, tree in enumerate(self.trees):
             here = [draw for draw in draws if draw.place == place]
             if not here:
@@ -574,7 +575,9 @@ class Campaign:
                 part = order[begin : begin + size]
                 questions = tuple(self.table.ids[rows[part]].tolist())
                 clusters = tuple(cluster_name(tree, node) for node in np.unique(nodes[part]).tolist())
-                yield self._new_page(1, tree.category, questions, clusters, gold)
+                page = self._new_page(1, tree.category, questions, clusters, gold, spare=spare)
+                spare = None if spare is None else spare - len(page.gold)
+                yield page
 
     def _new_page(
         self,
@@ -584,10 +587,12 @@ class Campaign:
         clusters: tuple[str, ...],
         draws: GoldDraws,
         overlap: bool = False,
+        spare: int | None = None,
     ) -> PageIssued:
         name = page_name(self.name or "", attempt, questions)
         checks = self.checks
-        gold = draws.draw(name, category, len(questions), self.strategy.page_size)
+        size = self.strategy.page_size if spare is None else min(self.strategy.page_size, len(questions) + spare)
+        gold = draws.draw(name, category, len(questions), size)
         return PageIssued(
             name,
             attempt,

@@ -77,6 +77,21 @@ def test_gold_stands_anywhere_and_is_wrong_two_times_in_three(begun):
     assert shown[POOL.right].max() - shown[POOL.right].min() <= 2, "what was shown least comes first"
 
 
+def test_gold_is_of_the_budget_too(table, tree):
+    made = table(np.linspace(0.95, 0.75, 200))
+    left = []
+    for budget in range(20, 60):
+        rule = CalibratedStrategy(budget=budget, page_size=10)
+        campaign = Campaign(made, [tree(made, range(200))], rule, Checks(POOL))
+        campaign.apply(CampaignStarted("campaign", {}, "", "", "gold"))
+        while pages := issue(campaign):
+            for page in pages:
+                answer(campaign, page, 2)
+        left.append(budget - campaign.questions_asked)
+    assert min(left) == 0
+    assert max(left) < 20
+
+
 def test_the_same_state_draws_the_same_gold_and_asking_changes_nothing(begun):
     campaign = begun()
     assert list(campaign.next_round()) == list(campaign.next_round())
