@@ -307,7 +307,6 @@ class Curve:
 
 
 ROWS = ("features", "search", "K_pa")
-FEATURE_SETS = ("random", "score", "shape", "mask", "deep", "deep+score")
 BLIND = {"split_below": 0.0}
 SEARCHES: dict[str, dict[str, Any]] = {
     "threshold": {"search": "threshold", **BLIND},
@@ -337,7 +336,7 @@ def ablation(
     annotated with as many questions.
     """
     table = world.table
-    names = [name for name in FEATURE_SETS if not set(SETS[name]) - {"random", "score", *table.features}]
+    names = [name for name in SETS if not set(SETS[name]) - {"random", "score", *table.features}]
     advance = progress("trees", len(names))
     worlds = {}
     for name in names:

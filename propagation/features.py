@@ -34,31 +34,13 @@ SETS: Mapping[str, Mapping[str, float]] = {
         "mask": ("mask",),
         "deep": ("deep",),
         "deep+score": ("deep", "score"),
-        "all": ("score", "shape", "mask", "deep"),
     }.items()
 }
 """The feature sets that are compared with each other: the weights of the blocks of each.
 
 After the ablation of Papadopoulos et al. 2021 (features: section 3.2), which goes from random numbers to
-deep features with the mask score; "score", "shape" and "all" are ours.
+deep features with the mask score; "score" and "shape" are ours.
 """
-
-
-def weights_of(name: str, table: MaskTable) -> dict[str, float]:
-    """The weights of the feature set ``name``, for ``matrix``.
-
-    Raises SettingsError for an unknown set, or where the table lacks a block of it.
-    """
-    if name not in SETS:
-        raise SettingsError(f"no feature set {name}; choose one of {', '.join(SETS)}")
-    missing = sorted(set(SETS[name]) - {"score", "random", *table.features})
-    if missing:
-        deep = "; deep features come from the segmenter" if "deep" in missing else ""
-        raise SettingsError(
-            f"the feature set {name} needs the block {' and '.join(missing)}, the mask table has "
-            f"{', '.join(sorted({'score', *table.features}))}: detect again or choose another set{deep}"
-        )
-    return dict(SETS[name])
 
 
 def default_weights(table: MaskTable) -> dict[str, float]:

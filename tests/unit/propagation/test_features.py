@@ -18,7 +18,6 @@ from propagation.features import (
     matrix,
     random_block,
     shape_block,
-    weights_of,
 )
 from propagation.masks import build_table
 
@@ -174,38 +173,20 @@ def shown(table):
 
 @pytest.mark.parametrize(
     ("name", "width"),
-    [("random", 16), ("score", 1), ("shape", 6), ("mask", 64), ("deep", 64), ("deep+score", 65), ("all", 135)],
+    [("random", 16), ("score", 1), ("shape", 6), ("mask", 64), ("deep", 64), ("deep+score", 65)],
 )
 def test_a_set_makes_a_matrix_of_its_blocks(shown, name, width):
-    values = matrix(shown, np.arange(80), weights_of(name, shown))
+    values = matrix(shown, np.arange(80), SETS[name])
     assert values.shape == (80, width)
     assert np.isfinite(values).all()
 
 
 def test_every_set_is_known():
-    assert list(SETS) == ["random", "score", "shape", "mask", "deep", "deep+score", "all"]
+    assert list(SETS) == ["random", "score", "shape", "mask", "deep", "deep+score"]
 
 
 def test_the_shape_does_not_tell_the_score(shown):
-    assert not matrix(shown, np.arange(80), weights_of("shape", shown)).any()  # the same square 80 times
-
-
-def test_a_set_without_its_block_says_which_is_missing(drawn):
-    with pytest.raises(SettingsError, match=r"set deep\+score needs the block deep, .* has score:.*segmenter"):
-        weights_of("deep+score", drawn)
-    with pytest.raises(SettingsError, match=r"set all needs the block deep and mask, .* has score, shape:"):
-        weights_of("all", drawn.with_features(shape=shape_block(drawn)))
-    assert weights_of("random", drawn) == {"random": 1.0}
-
-
-def test_an_unknown_set_is_refused_with_those_there_are(drawn):
-    with pytest.raises(SettingsError, match=r"no feature set colour; choose one of random, .*, all"):
-        weights_of("colour", drawn)
-
-
-def test_the_weights_of_a_set_are_the_callers_own(shown):
-    weights_of("score", shown)["score"] = 5.0
-    assert weights_of("score", shown) == {"score": 1.0}
+    assert not matrix(shown, np.arange(80), SETS["shape"]).any()  # the same square 80 times
 
 
 # the matrix
