@@ -38,7 +38,7 @@ soak: $(READY)
 # what detectron2 and torchvision really give, against the record that the tests go by; PYTHON is one that has them,
 # and this project with pytest. RECORD=1: write the record anew
 detectors:
-	$(PYTHON) -m pytest tests/records/detectors.py
+	$(PYTHON) -m pytest -W default tests/records/detectors.py
 
 # what other programs read of an export, in an environment of their own
 neighbours: $(READY)

@@ -302,7 +302,8 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     torch.save({"model": model.state_dict()}, tmp_path / "whole.pth")
     with pytest.raises(SettingsError, match=r"segmenter\.classes: 80 names, but the model has 2 classes"):
         of_detectron2.load(config, str(tmp_path / "whole.pth"), device="cpu")
-    named = of_detectron2.load(config, str(tmp_path / "whole.pth"), classes=("crack", "spall"), device="cpu")
+    given = {"classes": ("crack", "spall"), "least_score": 1.0, "device": "cpu"}
+    named = of_detectron2.load(config, str(tmp_path / "whole.pth"), **given)
     assert named.categories == ("crack", "spall")
     (found,) = named.segment([Image("nothing.png", np.zeros((64, 64, 3), np.uint8))])
     assert len(found) == 0

@@ -13,6 +13,11 @@ class MaskIouHead(MaskRCNNConvUpsampleHead):
         super().__init__(cfg, input_shape)
         self.iou = torch.nn.Linear(input_shape.channels, 1)
 
+    def layers(self, x):
+        for name, layer in self.named_children():
+            x = x if name == "iou" else layer(x)
+        return x
+
     def forward(self, x, instances):
         found = super().forward(x, instances)
         ious = torch.sigmoid(self.iou(x.mean(dim=(2, 3))))[:, 0]
