@@ -44,7 +44,7 @@ detectors:
 neighbours: $(READY)
 	$(PYTHON) -m venv .venv/neighbours
 	.venv/neighbours/bin/python -m pip install --quiet pycocotools datumaro fiftyone
-	NEIGHBOURS_PYTHON=.venv/neighbours/bin/python $(BIN)/pytest tests/unit/ls_propagate/neighbours.py
+	NEIGHBOURS_PYTHON=$(CURDIR)/.venv/neighbours/bin/python $(BIN)/pytest tests/unit/ls_propagate/neighbours.py
 
 # the browser tests take a Chromium that is there; else Debian's, where it may be installed; else Playwright's
 browser: $(READY)
