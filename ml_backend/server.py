@@ -6,7 +6,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
+from itertools import chain
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -144,33 +146,48 @@ def _predictions(
     segmenter: Segmenter,
     labeling: Labeling,
     until: float,
-) -> Iterator[Json]:
+) -> list[Json]:
     """A prediction a task, in order; an empty one where it has no image that can be read.
 
-    until: by the monotonic clock; no batch is begun after it but the first.
+    until: by the monotonic clock; no batch is begun after it but the first, and there are fewer predictions then.
+    The outlines of a batch are drawn while the model has the next one.
     """
     addresses = [location for location in locations if isinstance(location, str) and location]
     keys = [image_key(address) for address in addresses]
     address_of = dict(zip(keys, addresses, strict=True))
     batches = segment(segmenter, keys, lambda key: read(address_of[key]), skip_unreadable=True)
-    found = zip(keys, _in_time(batches, until), strict=False)
+    left = iter(keys)
+    waiting: list[Future[list[Json]]] = []
+
+    def draw(pairs: Sequence[tuple[Found, str]]) -> list[Json]:
+        return [_drawn(key, found, segmenter, labeling) for found, key in pairs]
+
+    with ThreadPoolExecutor(1) as worker:
+        for batch in _in_time(batches, until):
+            pairs = list(zip(batch, left, strict=False))
+            waiting.append(worker.submit(draw, pairs))
+    found = chain.from_iterable(one.result() for one in waiting)
+    predictions = []
     for location in locations:
-        item: Found | None = NOTHING
-        key = ""
-        if isinstance(location, str) and location:
-            key, item = next(found, ("", None))
-        if item is None:
-            return
-        if isinstance(item, ImageError):
-            log.warning("%s", item)
-            item = NOTHING
-        yield _prediction(key, item, segmenter, labeling)
+        known = isinstance(location, str) and location
+        prediction = next(found, None) if known else _prediction("", NOTHING, segmenter, labeling)
+        if prediction is None:
+            break
+        predictions.append(prediction)
+    return predictions
 
 
-def _in_time(batches: Iterator[Sequence[Found]], until: float) -> Iterator[Found]:
-    """What the batches hold, until it is late; the first one in any case."""
+def _drawn(key: str, found: Found, segmenter: Segmenter, labeling: Labeling) -> Json:
+    if isinstance(found, ImageError):
+        log.warning("%s", found)
+        found = NOTHING
+    return _prediction(key, found, segmenter, labeling)
+
+
+def _in_time(batches: Iterator[list[Found]], until: float) -> Iterator[list[Found]]:
+    """The batches, until it is late; the first one in any case."""
     for batch in batches:
-        yield from batch
+        yield batch
         if time.monotonic() > until:
             return
 
