@@ -189,7 +189,8 @@ def train(
         bar = progress("read", len(known.annotated) + len(known.accepted))
         drawn = list(_read(gateway, known.annotated, bar))
         partly = list(_read(gateway, known.accepted, bar))
-        whole = [*seed, *(labeled for labeled, _ in drawn)]
+        # an image of the seed folder that is annotated in the project too is learned from once, as it is there
+        whole = list({_looks(one): one for one in (*seed, *(labeled for labeled, _ in drawn))}.values())
         if len(whole) < 2:
             raise InputError(
                 "two or more images are needed that people annotated whole; annotate some more in the project, or "
@@ -223,6 +224,12 @@ def train(
         )
         store.remember(model=made.folder.name)
         return _told(made)
+
+
+def _looks(labeled: Labeled) -> tuple[Any, bytes]:
+    """What tells whether two images are the same: the size, and a hash of the pixels."""
+    pixels = labeled.image.pixels
+    return pixels.shape, hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
 
 
 def _goes_on(model: UNet, categories: Sequence[str], whole: Sequence[Labeled]) -> bool:

@@ -167,6 +167,39 @@ def test_what_is_learned_from_has_a_fingerprint_that_changes_with_it(studio):
     assert replace(after, categories=("red", "bright")).fingerprint != after.fingerprint
 
 
+def test_an_image_of_the_seed_folder_that_the_project_has_annotated_is_learned_from_once(
+    studio, scene, tmp_path, monkeypatch
+):
+    seed = tmp_path / "seed"
+    (seed / "images").mkdir(parents=True)
+    truth = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "bright"}, {"id": 2, "name": "red"}],
+    }
+    for number in (0, 1, IMAGES + 1):
+        made = scene(number)
+        Picture.fromarray(made.image.pixels).save(seed / "images" / f"other {number}.png")
+        truth["images"].append({"id": number, "file_name": f"other {number}.png"})
+        for rle, category in zip(made.rles, made.categories.tolist(), strict=True):
+            outline = {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+            truth["annotations"].append({"image_id": number, "category_id": category + 1, "segmentation": outline})
+    (seed / "ground_truth.json").write_text(json.dumps(truth))
+    given = []
+
+    def learn(known, *_):
+        given.append(known)
+        raise InputError("enough")
+
+    monkeypatch.setattr(unet_training, "train", learn)
+    chosen = studio.settings.segmenter.model_copy(update={"seed": seed})
+    studio.settings = studio.settings.model_copy(update={"segmenter": chosen})
+    with pytest.raises(InputError, match="enough"):
+        train(*office_of(studio))
+    assert len(given[0].images) == ANNOTATED + 1
+    assert sum(one.image.key.startswith("other") for one in given[0].images) == 1
+
+
 def test_images_that_cannot_be_used_are_left_out_and_too_few_are_refused(studio, caplog):
     keys = list(studio.gateway.files)
     for key in keys[: ANNOTATED - 1]:
