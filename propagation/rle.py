@@ -36,26 +36,25 @@ def run_lengths(counts: bytes) -> NDArray[np.int64]:
     Raises MaskError where the string is not of that encoding, or a run is negative.
     Source: ``rleFrString`` in pycocotools' maskApi.c.
     """
-    characters = np.frombuffer(counts, np.uint8).astype(np.int64) - FIRST_CHARACTER
-    if not len(characters):
+    written = np.frombuffer(counts, np.uint8) - np.uint8(FIRST_CHARACTER)  # below '0', it wraps to far above 63
+    if not len(written):
         return np.zeros(0, np.int64)
-    if characters.min() < 0 or characters.max() > 63:
+    if written.max() > 63:
         raise MaskError("the counts hold a character outside '0' to 'o'; write them with pycocotools")
-    last = (characters & CONTINUES) == 0
-    if not last[-1]:
+    characters = written.astype(np.int64)
+    (ends,) = (written < CONTINUES).nonzero()
+    if not len(ends) or ends[-1] != len(written) - 1:
         raise MaskError("the counts stop in the middle of a run; was the string cut off?")
-    ends = np.flatnonzero(last)
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if lengths.max() > LONGEST_RUN:
         raise MaskError(f"the counts hold a run of over {LONGEST_RUN} characters; write them with pycocotools")
-    place = np.arange(len(characters)) - np.repeat(starts, lengths)
+    place = np.arange(len(characters)) - starts.repeat(lengths)
     runs = np.add.reduceat((characters & (CONTINUES - 1)) << (PAYLOAD_BITS * place), starts)
-    negative = (characters[ends] & SIGN) != 0
-    runs -= negative.astype(np.int64) << (PAYLOAD_BITS * lengths)
+    runs -= ((characters[ends] & SIGN) // SIGN) << (PAYLOAD_BITS * lengths)
     # From the fourth on, a run is stored as its difference to the one two before.
-    runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])
+    for later in (runs[1::2], runs[2::2]):
+        later.cumsum(out=later)
     if runs.min() < 0 or runs.max() > LARGEST_RUN:
         raise MaskError("the counts hold a run that is negative or over 32 bits; write them with pycocotools")
     return runs
@@ -95,8 +94,10 @@ def decode_window(rle: Rle, left: int, top: int, width: int, height: int) -> NDA
     high = rle["size"][0]
     runs = run_lengths(rle["counts"])
     begin, end = left * high, (left + width) * high
-    clipped = np.diff(np.clip(np.cumsum(runs), begin, end), prepend=begin)
-    inside = np.repeat(np.arange(len(runs)) % 2 == 1, clipped)
+    bounds = runs.cumsum().clip(begin, end)
+    bounds[1:] -= bounds[:-1].copy()
+    bounds[:1] -= begin
+    inside = (np.arange(len(runs)) % 2 == 1).repeat(bounds)
     return inside.reshape((width, high)).T[top : top + height]
 
 
