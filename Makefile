@@ -22,12 +22,13 @@ check: $(READY)
 audit: $(READY)
 	@$(BIN)/python .ci/audit.py
 
+# a worker a core, so a thread a worker, and what takes longest, the acceptance tests, first.
 # alone: the load test says how long people wait, and what a busy machine draws late moves under the pointer of those who
 # work in the browser; of the logs' tests, workers cannot send what they capture
 ALONE := tests/acceptance/test_load.py tests/acceptance/test_quality.py tests/browser tests/unit/ls_propagate/test_logs.py
 
 tests: $(READY) browser
-	$(BIN)/pytest -n auto --dist loadfile --durations=20 $(ALONE:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 $(ALONE:%=--ignore=%)
 	$(BIN)/pytest $(ALONE)
 
 # what may go wrong, at length, one after the other: chance, faults of the network, kills, load
