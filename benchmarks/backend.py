@@ -3,7 +3,8 @@
     python -m benchmarks.backend SEED POOL [--segmenter unet] [--images 32] [--rounds 7] [--threads N] [--json OUT]
 
 SEED: a folder with ``images/`` and ``ground_truth.json``, which the segmenter learns from; POOL: one of images.
-The two are timed in turn, on the processor's clock too, which other programs disturb less; medians are told.
+The two are timed in turn, there and back, on the processor's clock too, which other programs disturb less; medians
+are told.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -41,9 +42,8 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def measure(segmenter: Segmenter, pool: Path, count: int, rounds: int) -> dict[str, Any]:
+def measure(segmenter: Segmenter, paths: Sequence[Path], rounds: int) -> dict[str, Any]:
     """The medians of some rounds, and the shares that the backend adds."""
-    paths = sorted(path for path in pool.iterdir() if path.suffix.lower() in KINDS)[:count]
     labels = "".join(f'<Label value="{name}"/>' for name in segmenter.categories)
     config = (
         '<View><Image name="image" value="$image"/>'
@@ -71,8 +71,9 @@ def measure(segmenter: Segmenter, pool: Path, count: int, rounds: int) -> dict[s
     results = answer.get_json()["results"]
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
     for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(timed(work))
+        # there and back, so that a machine that gets slower or faster meanwhile does so to both
+        for name in ("model", "predict", "reading", "predict", "model"):
+            times[name].append(timed(works[name]))
     told: dict[str, Any] = {
         "images": len(paths),
         "regions": sum(len(one["result"]) for one in results),
@@ -81,10 +82,10 @@ def measure(segmenter: Segmenter, pool: Path, count: int, rounds: int) -> dict[s
     }
     for place, clock in enumerate(("wall", "processor")):
         took = {name: median(each[place] for each in seconds) for name, seconds in times.items()}
-        pairs = zip(times["predict"], times["model"], strict=True)
+        whole, bare = (np.array(times[name])[:, place].reshape(-1, 2).sum(1) for name in ("predict", "model"))
         told[clock] = {
             **{name: round(seconds, 4) for name, seconds in took.items()},
-            "overhead": round(median(whole[place] / bare[place] for whole, bare in pairs) - 1, 4),
+            "overhead": round(median((whole / bare).tolist()) - 1, 4),
             "of it reading": round(took["reading"] / took["model"], 4),
         }
     return told
@@ -102,8 +103,11 @@ def main() -> None:
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
+    paths = sorted(path for path in given.pool.iterdir() if path.suffix.lower() in KINDS)[: given.images]
+    if not paths:
+        raise SystemExit(f"{given.pool} holds no image; give a folder of {', '.join(sorted(KINDS))}")
     segmenter = SEGMENTERS[given.segmenter](read_seed_set(given.seed))
-    told = {"segmenter": given.segmenter, **measure(segmenter, given.pool, given.images, given.rounds)}
+    told = {"segmenter": given.segmenter, **measure(segmenter, paths, given.rounds)}
     if given.json:
         given.json.write_text(json.dumps(told, indent=1))
     print(json.dumps(told, indent=1))

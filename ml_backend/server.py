@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.resources import files
 from itertools import chain
 from typing import Any, TypeGuard
@@ -150,23 +149,13 @@ def _predictions(
     """A prediction a task, in order; an empty one where it has no image that can be read.
 
     until: by the monotonic clock; no batch is begun after it but the first, and there are fewer predictions then.
-    The outlines of a batch are drawn while the model has the next one.
     """
     addresses = [location for location in locations if isinstance(location, str) and location]
     keys = [image_key(address) for address in addresses]
     address_of = dict(zip(keys, addresses, strict=True))
     batches = segment(segmenter, keys, lambda key: read(address_of[key]), skip_unreadable=True)
-    left = iter(keys)
-    waiting: list[Future[list[Json]]] = []
-
-    def draw(pairs: Sequence[tuple[Found, str]]) -> list[Json]:
-        return [_drawn(key, found, segmenter, labeling) for found, key in pairs]
-
-    with ThreadPoolExecutor(1) as worker:
-        for batch in _in_time(batches, until):
-            pairs = list(zip(batch, left, strict=False))
-            waiting.append(worker.submit(draw, pairs))
-    found = chain.from_iterable(one.result() for one in waiting)
+    pairs = zip(chain.from_iterable(_in_time(batches, until)), keys, strict=False)
+    found = (_drawn(key, one, segmenter, labeling) for one, key in pairs)
     predictions = []
     for location in locations:
         known = isinstance(location, str) and location

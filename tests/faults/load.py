@@ -67,8 +67,8 @@ class Size:
 
     written: images that are written to, in ``seconds`` at least; ``stretch`` seconds of that and ``quiet`` seconds
     without it take turns. imported: tasks, and import_seconds that people annotate meanwhile at most. down:
-    seconds without the receiver. pages: given to the people in the beginning, and again when all are answered,
-    with ``questions`` each, about masks of ``asked`` images.
+    seconds without the receiver at least. pages: given to the people in the beginning, and again when all are
+    answered, with ``questions`` each, about masks of ``asked`` images.
     """
 
     written: int
@@ -140,7 +140,8 @@ class People:
     def __init__(self, server: Server, project: int, receiver: str, secret: str) -> None:
         self._stop = _forks.Event()
         self._pipe, theirs = _forks.Pipe()
-        arguments = server, project, f"{receiver}/webhook?probe", secret, self._stop, theirs
+        self._submits = _forks.Value("i", 0)
+        arguments = server, project, f"{receiver}/webhook?probe", secret, self._stop, theirs, self._submits
         self._process = _forks.Process(target=_people, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -149,6 +150,11 @@ class People:
         """Let them annotate, as soon as all have their accounts."""
         assert self._pipe.recv() == "ready"
         self._pipe.send(b"")
+
+    @property
+    def submits(self) -> int:
+        """How many there have been so far."""
+        return int(self._submits.value)
 
     def probe(self, payload: bytes) -> None:
         """Let the probe send this from now on."""
@@ -168,11 +174,13 @@ class People:
         self._pipe.close()
 
 
-def _people(server: Server, project: int, webhook: str, secret: str, stop: Any, pipe: Connection) -> None:
+def _people(
+    server: Server, project: int, webhook: str, secret: str, stop: Any, pipe: Connection, submits: Any
+) -> None:
     told = Told([], [], [], 0)
     idle: list[int] = []
     with ThreadPoolExecutor(PEOPLE + 1) as threads:
-        clients = list(threads.map(lambda place: _account(server, place, told), range(PEOPLE)))
+        clients = list(threads.map(lambda place: _account(server, place, told, submits), range(PEOPLE)))
         pipe.send("ready")
         pipe.recv()
         working = [threads.submit(_answer, client, project, stop, told) for client in clients]
@@ -184,7 +192,7 @@ def _people(server: Server, project: int, webhook: str, secret: str, stop: Any, 
     pipe.send(Told(told.submits, told.probes, told.failures, sum(idle)))
 
 
-def _account(server: Server, place: int, told: Told) -> httpx.Client:
+def _account(server: Server, place: int, told: Told, submits: Any) -> httpx.Client:
     client = new_user(server, f"load-{place}@example.com", "look-closely-1")
 
     def note(answer: httpx.Response) -> None:
@@ -192,6 +200,8 @@ def _account(server: Server, place: int, told: Told) -> httpx.Client:
             number = json.loads(answer.read())["id"]
             seconds = answer.elapsed.total_seconds()
             told.submits.append(Did("submit", time.monotonic() - seconds, seconds, number))
+            with submits:
+                submits.value += 1
 
     client.event_hooks["response"].append(note)
     return client

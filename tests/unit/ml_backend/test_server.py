@@ -60,6 +60,11 @@ def read(location: str) -> bytes:
     return png(levels[path])
 
 
+def bars(location: str) -> Sequence[Any]:
+    with PIL.Image.open(io.BytesIO(read(location))) as picture:
+        return Bars().segment([Image(location, np.asarray(picture))])[0].rles
+
+
 @cache
 def png(level: int) -> bytes:
     file = io.BytesIO()
@@ -160,6 +165,14 @@ def test_a_mask_comes_as_regions_that_cover_it(client: FlaskClient) -> None:
     expected[5:10, :8] = True
     np.testing.assert_array_equal(decode(rle_of([region])), expected)
     assert mask_of(region) == mask_id("/grey.png", "cell", coco.encode(np.asfortranarray(expected, np.uint8)))
+
+
+def test_the_masks_of_a_request_are_each_of_their_own_image(client: FlaskClient) -> None:
+    photos = ["/white.png", "/gone.png", "/grey.png", "/black.png"] * 10
+    results = client.post("/predict", json=request(*photos)).get_json()["results"]
+    for photo, result in zip(photos, results, strict=True):
+        own = [] if photo == "/gone.png" else [mask_id(photo, "cell", rle) for rle in bars(photo)]
+        assert [mask_of(region) for region in result["result"]] == own
 
 
 @pytest.mark.parametrize("data", [{}, {"photo": None}, {"photo": ""}, {"photo": 3}, {"photo": ["/a.png"]}, None])
