@@ -22,12 +22,18 @@ LIVES = 1.2  # seconds of a process, on average
 def outcome(site: Site) -> tuple[set[tuple[str, str]], dict[int, int], dict[str, int]]:
     """What was decided in the end, and what Label Studio holds.
 
-    How many answers were there when a set was certified depends on when somebody looked, and is left out.
+    How many answers were there when a set was certified depends on when somebody looked, and is left out. A page
+    is counted once: who is killed while it is imported may have it imported again before the server is done with
+    the first time, and the annotator may answer both.
     """
     events = site.store.events()
     clusters = {event.cluster: event.decision for event in events if isinstance(event, Decided)}
     levels = {event.certificate: event.level for event in events if isinstance(event, Certified)}
-    return set(clusters.items()), levels, read_back(site.gateway, site.connection)
+    held = read_back(site.gateway, site.connection)
+    pages = list(site.gateway.tasks(site.connection.pages, ["data", "annotations"]))
+    held["pages"] = len({page["data"]["page"] for page in pages})
+    held["answers"] = len({page["data"]["page"] for page in pages if page["annotations"]})
+    return set(clusters.items()), levels, held
 
 
 def run(site: Site, chance: random.Random, kills: int) -> int:
