@@ -21,6 +21,7 @@ from plugin.label_studio.labeling import Labeling, read_labeling
 from plugin.label_studio.regions import regions_of
 from propagation.errors import ImageError, PropagateError, ServerError
 from propagation.masks import NOTHING, Detections, check_detections, mask_id
+from propagation.rle import boxed
 
 log = logging.getLogger(__name__)
 
@@ -184,9 +185,10 @@ def _in_time(batches: Iterator[list[Found]], until: float) -> Iterator[list[Foun
 def _prediction(key: str, detections: Detections, segmenter: Segmenter, labeling: Labeling) -> Json:
     check_detections(key, detections, segmenter.categories)
     regions: list[Json] = []
-    for rle, score, number in zip(detections.rles, detections.scores, detections.categories, strict=True):
+    masks = zip(detections.rles, detections.scores, detections.categories, boxed(detections.rles), strict=True)
+    for rle, score, number, box in masks:
         category = segmenter.categories[number]
-        regions += regions_of(mask_id(key, category, rle), rle, category, score, {}, labeling)
+        regions += regions_of(mask_id(key, category, rle), rle, category, score, {}, labeling, box)
     score = float(np.mean(detections.scores)) if len(detections) else 0.0
     return {"score": round(score, 4), "result": regions}
 

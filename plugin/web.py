@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import gc
 import hmac
 import ipaddress
 import socket
@@ -140,6 +141,8 @@ class Served:
     """A server that answers in threads of its own until it is closed."""
 
     def __init__(self, app: Flask, listening: socket.socket) -> None:
+        # what was loaded until now stays: without this, every few large answers the collector looks all of it over
+        gc.freeze()
         self.port: int = listening.getsockname()[1]
         self._sockets: dict[Any, Any] = {}
         self._server = waitress.create_server(

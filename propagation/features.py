@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from propagation.columns import forget
 from propagation.errors import SettingsError
 from propagation.masks import MaskTable
-from propagation.rle import decode_window
+from propagation.rle import boxed
 
 SHAPE = ("log_area", "log_aspect", "extent", "solidity", "circularity", "euler_number")
 SIDE = 14  # of a low-resolution mask
@@ -84,10 +84,8 @@ def random_block(n: int, seed: int) -> NDArray[np.float32]:
 
 def _crops(table: MaskTable) -> Iterator[NDArray[np.uint8]]:
     """The masks within their boxes, one after the other."""
-    for rle, (x, y, width, height) in zip(
-        map(table.rle, range(len(table))), table.box.astype(int).tolist(), strict=True
-    ):
-        yield decode_window(rle, x, y, width, height).astype(np.uint8, order="C")
+    for _, _, mask in boxed(map(table.rle, range(len(table)))):
+        yield mask.astype(np.uint8, order="C")
 
 
 def _shape(table: MaskTable, outlines: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -5,7 +5,8 @@ pycocotools trusts its input: broken counts make it read or write past the mask.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from typing import Any, TypedDict
 
 import numpy as np
@@ -20,6 +21,7 @@ CONTINUES = 0x20
 SIGN = 0x10
 LARGEST_RUN = 2**32 - 1  # pycocotools keeps a run in 32 bits
 FURTHEST = 4  # sides of the image that a polygon may reach
+AT_ONCE, PIXELS_AT_ONCE = 1024, 2**24  # masks that are decoded together, and pixels in the columns of their boxes
 LONGEST_RUN = 7  # characters: 35 bits hold every run that pycocotools can write (32 bits and a sign)
 
 
@@ -30,34 +32,51 @@ class Rle(TypedDict):
     counts: bytes
 
 
+#: A part of a mask: its left, its top, and (height, width) of it, True inside.
+Box = tuple[int, int, NDArray[np.bool_]]
+
+
 def run_lengths(counts: bytes) -> NDArray[np.int64]:
     """The runs, in pixels, of a compressed COCO string; the first is background, then they alternate.
 
     Raises MaskError where the string is not of that encoding, or a run is negative.
+    """
+    return _runs([counts])[0]
+
+
+def _runs(strings: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The runs of some strings, one string after the other, and the place of each run in its own string.
+
     Source: ``rleFrString`` in pycocotools' maskApi.c.
     """
-    written = np.frombuffer(counts, np.uint8) - np.uint8(FIRST_CHARACTER)  # below '0', it wraps to far above 63
+    written = np.frombuffer(b"".join(strings), np.uint8) - np.uint8(FIRST_CHARACTER)
     if not len(written):
-        return np.zeros(0, np.int64)
-    if written.max() > 63:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if written.max() > 63:  # a character below '0' wraps to far above it
         raise MaskError("the counts hold a character outside '0' to 'o'; write them with pycocotools")
+    stops = np.cumsum([len(string) for string in strings])
+    if (written[stops - 1] >= CONTINUES).any():
+        raise MaskError("the counts stop in the middle of a run; was the string cut off?")
     characters = written.astype(np.int64)
     (ends,) = (written < CONTINUES).nonzero()
-    if not len(ends) or ends[-1] != len(written) - 1:
-        raise MaskError("the counts stop in the middle of a run; was the string cut off?")
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
     if lengths.max() > LONGEST_RUN:
         raise MaskError(f"the counts hold a run of over {LONGEST_RUN} characters; write them with pycocotools")
-    place = np.arange(len(characters)) - starts.repeat(lengths)
-    runs = np.add.reduceat((characters & (CONTINUES - 1)) << (PAYLOAD_BITS * place), starts)
+    digit = np.arange(len(characters)) - starts.repeat(lengths)
+    runs = np.add.reduceat((characters & (CONTINUES - 1)) << (PAYLOAD_BITS * digit), starts)
     runs -= ((characters[ends] & SIGN) // SIGN) << (PAYLOAD_BITS * lengths)
+    last = np.searchsorted(ends, stops)  # of the string after each
+    firsts = np.concatenate(([0], last[:-1]))
+    place = np.arange(len(runs)) - firsts.repeat(last - firsts)
     # From the fourth on, a run is stored as its difference to the one two before.
-    for later in (runs[1::2], runs[2::2]):
-        later.cumsum(out=later)
+    for chain in (place & 1 == 1, (place & 1 == 0) & (place > 0)):
+        sums = np.where(chain, runs, 0).cumsum()
+        sums -= sums[firsts].repeat(last - firsts)
+        np.copyto(runs, sums, where=chain)
     if runs.min() < 0 or runs.max() > LARGEST_RUN:
         raise MaskError("the counts hold a run that is negative or over 32 bits; write them with pycocotools")
-    return runs
+    return runs, place
 
 
 def check_rle(rle: Rle) -> None:
@@ -91,14 +110,35 @@ def decode_window(rle: Rle, left: int, top: int, width: int, height: int) -> NDA
 
     The window lies within the mask's image.
     """
-    high = rle["size"][0]
-    runs = run_lengths(rle["counts"])
-    begin, end = left * high, (left + width) * high
-    bounds = runs.cumsum().clip(begin, end)
-    bounds[1:] -= bounds[:-1].copy()
-    bounds[:1] -= begin
-    inside = (np.arange(len(runs)) % 2 == 1).repeat(bounds)
-    return inside.reshape((width, high)).T[top : top + height]
+    return next(_windows([rle], np.array([[left, top, width, height]])))[2]
+
+
+def boxed(rles: Iterable[Rle]) -> Iterator[Box]:
+    """Each of some masks within its box: what ``decode_window`` has there, for many in a fraction of the time."""
+    left = iter(rles)
+    while some := list(islice(left, AT_ONCE)):
+        boxes = coco.toBbox(some).astype(np.int64)
+        pixels = boxes[:, 2] * [rle["size"][0] for rle in some]
+        cuts = np.flatnonzero(np.diff(pixels.cumsum() // PIXELS_AT_ONCE)) + 1
+        for first, last in pairwise([0, *cuts.tolist(), len(some)]):
+            yield from _windows(some[first:last], boxes[first:last])
+
+
+def _windows(rles: Sequence[Rle], windows: NDArray[np.int64]) -> Iterator[Box]:
+    """A window of each mask. windows: (n, 4) left, top, width, height."""
+    runs, place = _runs([rle["counts"] for rle in rles])
+    firsts = np.flatnonzero(place == 0)
+    counts = np.diff(firsts, append=len(runs))
+    high = np.array([rle["size"][0] for rle in rles])
+    begin, end = windows[:, 0] * high, (windows[:, 0] + windows[:, 2]) * high
+    bounds = runs.cumsum()  # of all masks' pixels, then of its own mask's, then of those in whole columns
+    bounds -= (bounds - runs)[firsts].repeat(counts)
+    bounds = bounds.clip(begin.repeat(counts), end.repeat(counts))
+    lengths = np.diff(bounds, prepend=0)
+    lengths[firsts] = bounds[firsts] - begin
+    columns = np.split((place % 2 == 1).repeat(lengths), (end - begin).cumsum()[:-1])
+    for inside, (left, top, width, height) in zip(columns, windows.tolist(), strict=True):
+        yield left, top, inside.reshape(width, -1).T[top : top + height]
 
 
 def encode_window(window: NDArray[np.bool_], left: int, top: int, size: Sequence[int]) -> Rle:

@@ -174,12 +174,12 @@ def _rgb(picture: Any) -> NDArray[np.uint8]:
     low, high_value = _range(picture, boxes) if deep else (0.0, 0.0)
     pixels = np.empty((high, wide, 3), np.uint8)
     for box in boxes:
-        strip = picture.crop(box)
+        strip = picture.crop(box) if len(boxes) > 1 else picture
         part = pixels[box[1] : box[3]]
         if deep:
             part[:] = _eight_bit(np.asarray(strip, np.float64), low, high_value)[:, :, None]
         else:
-            part[:] = np.asarray(strip.convert("RGB"))
+            part[:] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
     return pixels
 
 

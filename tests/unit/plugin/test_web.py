@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import gzip
 import socket
 from collections.abc import Iterator
@@ -226,6 +227,17 @@ def test_a_port_that_is_taken_is_named(served: web.Served) -> None:
 def test_a_host_that_is_not_ours_is_named(host: str) -> None:
     with pytest.raises(SettingsError, match=r"^backend_host: .*correct it$"):
         web.serve(make_app(), host, 0, "backend")
+
+
+def test_requests_do_not_make_the_collector_look_at_what_was_loaded_before() -> None:
+    gc.unfreeze()
+    try:
+        loaded: list[Any] = [[]]
+        assert any(one is loaded for one in gc.get_objects())
+        web.serve(make_app(), "127.0.0.1", 0, "daemon").close()
+        assert not any(one is loaded for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
 
 
 HOSTILE = {

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from pycocotools import mask as coco
 
+from propagation import rle as module
 from propagation.errors import MaskError
-from propagation.rle import check_rle, decode, encode_window, run_lengths
+from propagation.rle import boxed, check_rle, decode, encode_window, run_lengths
 
 MASKS = arrays(np.uint8, array_shapes(min_dims=2, max_dims=2, max_side=40), elements=st.integers(0, 1))
 
@@ -20,6 +21,27 @@ def encoded(mask):
 @given(MASKS)
 def test_decode_gives_back_the_mask_that_pycocotools_encoded(mask):
     np.testing.assert_array_equal(decode(encoded(mask)), mask)
+
+
+@given(st.lists(MASKS.filter(np.any), max_size=8), st.integers(1, 4), st.sampled_from([1, 50, 2**24]))
+def test_many_masks_within_their_boxes_are_each_as_pycocotools_has_it(masks, at_once, pixels):
+    rles = [encoded(mask) for mask in masks]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(module, "AT_ONCE", at_once)
+        patched.setattr(module, "PIXELS_AT_ONCE", pixels)
+        found = list(boxed(rles))
+    assert len(found) == len(masks)
+    for (left, top, inside), rle, mask in zip(found, rles, masks, strict=True):
+        x, y, width, height = coco.toBbox(rle).astype(int)
+        assert (left, top) == (x, y)
+        np.testing.assert_array_equal(inside, mask[y : y + height, x : x + width])
+
+
+def test_of_many_masks_none_is_decoded_before_it_is_asked_for():
+    asked = []
+    rles = (asked.append(place) or encoded(np.ones((2, 2), np.uint8)) for place in range(3000))
+    next(boxed(rles))
+    assert len(asked) == 1024
 
 
 @given(MASKS, st.tuples(*[st.integers(0, 3)] * 4))
