@@ -131,14 +131,14 @@ def _windows(rles: Sequence[Rle], windows: NDArray[np.int64]) -> Iterator[Box]:
     counts = np.diff(firsts, append=len(runs))
     high = np.array([rle["size"][0] for rle in rles])
     begin, end = windows[:, 0] * high, (windows[:, 0] + windows[:, 2]) * high
-    bounds = runs.cumsum()  # of all masks' pixels, then of its own mask's, then of those in whole columns
+    bounds = runs.cumsum()  # where each run ends: in all masks, in its own, in the window's columns
     bounds -= (bounds - runs)[firsts].repeat(counts)
     bounds = bounds.clip(begin.repeat(counts), end.repeat(counts))
     lengths = np.diff(bounds, prepend=0)
     lengths[firsts] = bounds[firsts] - begin
     columns = np.split((place % 2 == 1).repeat(lengths), (end - begin).cumsum()[:-1])
-    for inside, (left, top, width, height) in zip(columns, windows.tolist(), strict=True):
-        yield left, top, inside.reshape(width, -1).T[top : top + height]
+    for inside, (left, top, width, height), whole in zip(columns, windows.tolist(), high.tolist(), strict=True):
+        yield left, top, inside.reshape(width, whole).T[top : top + height]
 
 
 def encode_window(window: NDArray[np.bool_], left: int, top: int, size: Sequence[int]) -> Rle:

@@ -17,7 +17,7 @@ from plugin.label_studio.regions import META, digest, regions_of, rle_of
 from propagation.campaign import Campaign
 from propagation.errors import ConfigError, MaskError
 from propagation.masks import MaskTable
-from propagation.rle import Rle
+from propagation.rle import Box, Rle, boxed
 from propagation.tree import ClusterTree, cluster_name, home_clusters
 from sync.store import SourceTask
 
@@ -182,8 +182,8 @@ def push_predictions(
                 "score": round(float(table.score[best(task)].mean()), 4),
                 "result": [
                     region
-                    for row in best(task)
-                    for region in region_of(table, row, {"cluster": cluster[row]}, source.labeling)
+                    for row, box in zip(best(task), boxed(table.rles(best(task))), strict=True)
+                    for region in region_of(table, row, {"cluster": cluster[row]}, source.labeling, box)
                 ],
             }
             for task in part
@@ -213,7 +213,9 @@ def ahead(make: Callable[[S], T], parts: Iterable[S]) -> Iterator[T]:
             yield coming.result()
 
 
-def region_of(table: MaskTable, row: int, provenance: Mapping[str, Any], labeling: Labeling) -> list[Json]:
-    """The regions of one row of a mask table."""
-    category = table.categories[table.category[row]]
-    return regions_of(str(table.ids[row]), table.rle(row), category, float(table.score[row]), provenance, labeling)
+def region_of(
+    table: MaskTable, row: int, provenance: Mapping[str, Any], labeling: Labeling, box: Box | None = None
+) -> list[Json]:
+    """The regions of one row of a mask table. box: see ``regions_of``."""
+    category, score = table.categories[table.category[row]], float(table.score[row])
+    return regions_of(str(table.ids[row]), table.rle(row), category, score, provenance, labeling, box)

@@ -15,6 +15,7 @@ from plugin.label_studio.gateway import Gateway, Json, chunks, moment
 from plugin.label_studio.regions import META, digest, in_words
 from propagation.campaign import Campaign
 from propagation.events import ImageTaken, MasksWritten, WriteIntended
+from propagation.rle import boxed
 from propagation.summary import provenance
 from sync.source import ANNOTATION_FIELDS, Source, is_ours, people, region_of
 from sync.store import SourceTask
@@ -146,7 +147,8 @@ class _Images:
 
     def _drawn(self, rows: Rows) -> _Drawn:
         table, labeling = self._campaign.table, self._source.labeling
-        regions = [(row, region) for row in rows.tolist() for region in region_of(table, row, {}, labeling)]
+        boxes = zip(rows.tolist(), boxed(table.rles(rows)), strict=True)
+        regions = [(row, region) for row, box in boxes for region in region_of(table, row, {}, labeling, box)]
         return _Drawn(rows, regions, digest([region for _, region in regions]))
 
 
