@@ -171,8 +171,10 @@ def test_the_masks_of_a_request_are_each_of_their_own_image(client: FlaskClient)
     photos = ["/white.png", "/gone.png", "/grey.png", "/black.png"] * 10
     results = client.post("/predict", json=request(*photos)).get_json()["results"]
     for photo, result in zip(photos, results, strict=True):
-        own = [] if photo == "/gone.png" else [mask_id(photo, "cell", rle) for rle in bars(photo)]
-        assert [mask_of(region) for region in result["result"]] == own
+        own = [] if photo == "/gone.png" else bars(photo)
+        assert [mask_of(region) for region in result["result"]] == [mask_id(photo, "cell", rle) for rle in own]
+        for region, rle in zip(result["result"], own, strict=True):
+            np.testing.assert_array_equal(decode(rle_of([region])), decode(rle))
 
 
 @pytest.mark.parametrize("data", [{}, {"photo": None}, {"photo": ""}, {"photo": 3}, {"photo": ["/a.png"]}, None])

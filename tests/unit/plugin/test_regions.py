@@ -171,6 +171,13 @@ def test_a_large_smooth_outline_needs_few_points() -> None:
     assert len(region["value"]["points"]) < 300  # its pixels have 1200 corners
 
 
+def test_a_ragged_outline_has_no_corner_twice_in_a_row() -> None:
+    mask = np.random.default_rng(0).random((40, 60)) < 0.5
+    for region in regions(mask, POLYGONS):
+        points = np.array(region["value"]["points"])
+        assert (points != np.roll(points, 1, axis=0)).any(axis=1).all()
+
+
 def moved(result: list[dict[str, Any]]) -> None:
     result[0]["value"]["points"][0][0] += 0.01
 

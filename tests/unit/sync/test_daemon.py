@@ -653,6 +653,14 @@ def test_each_predicted_region_names_its_mask_and_a_cluster_around_it(world):
     assert sorted(seen) == sorted(np.delete(world.table.ids, 5).tolist())
 
 
+def test_each_predicted_region_covers_the_mask_that_it_names(world):
+    push(world)
+    for made in world.predictions().values():
+        for region in made[0]["result"]:
+            row = world.table.ids.tolist().index(mask_of(region))
+            assert coco.iou([rle_of([region])], [world.table.rle(row)], [0])[0, 0] >= 0.98
+
+
 def test_the_pool_is_the_images_that_no_person_annotated(world):
     keys = world.table.images.tolist()
     tasks = {task.image: task.task for task in pool(world.gateway, world.source.project, "image")}
