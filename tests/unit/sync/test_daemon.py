@@ -657,6 +657,7 @@ def test_each_predicted_region_covers_the_mask_that_it_names(world):
     push(world)
     for made in world.predictions().values():
         for region in made[0]["result"]:
+            assert region["type"] == "polygonlabels"  # a brush would cover it whatever was outlined
             row = world.table.ids.tolist().index(mask_of(region))
             assert coco.iou([rle_of([region])], [world.table.rle(row)], [0])[0, 0] >= 0.98
 

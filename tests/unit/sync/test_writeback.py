@@ -4,11 +4,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
 from plugin.label_studio.fake import FakeGateway
 from plugin.label_studio.labeling import read_labeling
 from plugin.label_studio.pace import Pace
-from plugin.label_studio.regions import META, mask_of
+from plugin.label_studio.regions import META, mask_of, rle_of
 from propagation.campaign import Campaign
 from propagation.errors import Unreachable
 from propagation.events import (
@@ -189,6 +190,17 @@ def test_every_image_gets_one_annotation_with_just_the_accepted_masks(site):
         wanted -= {gone} if image == 1 else set()
         wanted |= {more} if image == 2 and site.campaign.accepted()[site.rows(2, site.upper)[0]] else set()
         assert site.written(image) == wanted
+
+
+def test_each_region_covers_the_mask_that_it_names(site):
+    site.accept(site.lower, site.upper)
+    site.write()
+    row_of = {mask: row for row, mask in enumerate(site.table.ids.tolist())}
+    for image in range(IMAGES):
+        (made,) = site.annotations(image)
+        for region in made["result"]:
+            row = row_of[mask_of(region)]
+            assert coco.iou([rle_of([region])], [site.table.rle(row)], [0])[0, 0] >= 0.98
 
 
 def test_each_region_tells_by_which_decision_it_stands(site):
