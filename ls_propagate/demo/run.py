@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import quoteattr
@@ -31,12 +32,14 @@ from plugin.label_studio.images import image_key
 from plugin.label_studio.labeling import read_labeling
 from plugin.label_studio.regions import mask_of, regions_of, rle_of
 from propagation.campaign import Campaign
+from propagation.errors import InputError
 from propagation.masks import MaskTable, mask_id
 from propagation.quality import RIGHT_IOU, truth_iou
 from propagation.summary import Row, statement, summarize
 from sync.daemon import Daemon, Step
 
 WRITTEN = ("annotations", "result", "was_cancelled", "parent_prediction")
+PROJECT = "project.json"  # what is known of the source project, in the demo's folder
 ANNOTATOR = ("annotator@example.com", "look-closely-1")
 
 
@@ -85,6 +88,7 @@ def run_demo(demo: Demo, report: Path | None, console: Console, progress: pipeli
     demo.data.mkdir(parents=True, exist_ok=True)
     with clock.step("images"):
         folder = demo.dataset or demo.data / f"scenes-{demo.images}-{demo.seed}"
+        _check_free(demo.data, folder)
         if demo.dataset is None and not (folder / "pool" / "ground_truth.json").is_file():
             make_scenes(folder, demo.images, demo.seed)
         dataset = read_dataset(folder)
@@ -104,6 +108,16 @@ def run_demo(demo: Demo, report: Path | None, console: Console, progress: pipeli
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         return made
+
+
+def _check_free(data: Path, folder: Path) -> None:
+    """Refuse to go on with the demo of other images."""
+    known = data / PROJECT
+    other = json.loads(known.read_text()).get("dataset") if known.is_file() else None
+    if other not in (None, relpath(folder, data)):
+        raise InputError(
+            f"{data} holds the demo of {data / other}; give another folder with --data, or delete {data}"
+        )
 
 
 def _run(
@@ -201,7 +215,7 @@ def demo_settings(demo: Demo, dataset: Dataset, server: Server) -> Settings:
 
 def source_project(gateway: Gateway, dataset: Dataset, data: Path) -> Project:
     """The source project with every image as a task, the seed set's with its annotations; made once."""
-    known = data / "project.json"
+    known = data / PROJECT
     if not known.is_file():
         config = labeling_config(dataset.categories)
         number = gateway.create_project(f"Demo: {dataset.folder.name[:40]}", config, "", {}).id
@@ -215,7 +229,7 @@ def source_project(gateway: Gateway, dataset: Dataset, data: Path) -> Project:
                     files[image_key(url)] = path.name
                     tasks.append(_task(url, part.objects.get(path.name, []), labeling, part is dataset.seed))
             gateway.import_tasks(number, tasks)
-        known.write_text(json.dumps({"project": number, "files": files}))
+        known.write_text(json.dumps({"project": number, "files": files, "dataset": relpath(dataset.folder, data)}))
     made = json.loads(known.read_text())
     truth = {key: dataset.pool.objects.get(name, []) for key, name in made["files"].items()}
     return Project(made["project"], truth)

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from ls_propagate.demo.dataset import read_dataset
+from ls_propagate.demo.run import Demo, run_demo
 from propagation.errors import InputError
 from propagation.rle import decode
 
@@ -69,3 +71,11 @@ def test_a_missing_folder_or_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "pool" / "images" / "a.png").unlink()
     with pytest.raises(InputError, match=r"a\.png, which does not exist"):
         read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(("dataset", "images"), [(Path("mine"), 420), (None, 50)])
+def test_the_demo_of_other_images_is_not_gone_on_with(tmp_path: Path, dataset: Path | None, images: int) -> None:
+    (tmp_path / "project.json").write_text('{"project": 1, "files": {}, "dataset": "scenes-420-0"}')
+    with pytest.raises(InputError, match="scenes-420-0; give another folder with --data"):
+        run_demo(Demo(tmp_path, dataset, images), None, Console(), lambda *_: None)  # type: ignore[arg-type,return-value]
+    assert [path.name for path in tmp_path.iterdir()] == ["project.json"]
